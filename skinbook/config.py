@@ -1,0 +1,101 @@
+"""The two dials (edition, scale) and the few other settings, all read from environment variables.
+
+| variable             | meaning                                                   | unset                              |
+|----------------------|-----------------------------------------------------------|------------------------------------|
+| `SKINBOOK_EDITION`   | which lesions: lab, ham10000, bcn20000, dermamnist        | lab (ham10000 on Kaggle, if there) |
+| `SKINBOOK_SCALE`     | how much compute: quick, full                             | quick                              |
+| `SKINBOOK_DATA`      | folders to look in for data, separated as in `PATH`       | none                               |
+| `SKINBOOK_WEIGHTS`   | a folder (or file) of pretrained weights                  | none                               |
+| `SKINBOOK_CACHE`     | where decoded pixels and downloads are kept               | `~/.cache/skinbook`                |
+| `SKINBOOK_SEED`      | the seed of every draw that a run makes                   | 0                                  |
+| `SKINBOOK_DEVICE`    | cpu, cuda or mps                                          | the best one at hand               |
+| `SKINBOOK_THREADS`   | CPU threads that torch uses                               | 2, so that results repeat          |
+| `SKINBOOK_PRECISION` | auto, fp32, bf16 or fp16; overrides the recipe            | the recipe's                       |
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+EDITIONS = ("lab", "ham10000", "bcn20000", "dermamnist")
+SCALES = ("quick", "full")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+KAGGLE_INPUT = Path("/kaggle/input")
+
+
+class SkinbookError(Exception):
+    """Something a reader can put right. The message says what is wrong, where, and what to do."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One reading of the environment."""
+
+    edition: str
+    scale: str
+    seed: int
+    threads: int
+    precision: str | None
+    data: tuple[Path, ...]
+    weights: Path | None
+    cache: Path
+
+
+def _choice(variable: str, allowed: tuple[str, ...]) -> str | None:
+    value = os.environ.get(variable, "").strip().lower()
+    if not value:
+        return None
+    if value not in allowed:
+        raise SkinbookError(f"{variable} is {value!r}, which is not one of {', '.join(allowed)}. Set it to one of those.")
+    return value
+
+
+def _whole_number(variable: str, default: int, least: int) -> int:
+    text = os.environ.get(variable, "").strip()
+    if not text:
+        return default
+    if not text.isdigit() or int(text) < least:
+        raise SkinbookError(f"{variable} is {text!r}; expected a whole number of at least {least}.")
+    return int(text)
+
+
+def settings() -> Settings:
+    """Read the settings from the environment.
+
+    Raises
+    ------
+    SkinbookError
+        If a variable holds a value that is not allowed; the message names the variable and the choices.
+    """
+    folders = os.environ.get("SKINBOOK_DATA", "")
+    weights = os.environ.get("SKINBOOK_WEIGHTS", "").strip()
+    cache = os.environ.get("SKINBOOK_CACHE", "").strip()
+    return Settings(
+        edition=_choice("SKINBOOK_EDITION", EDITIONS) or _default_edition(),
+        scale=_choice("SKINBOOK_SCALE", SCALES) or "quick",
+        seed=_whole_number("SKINBOOK_SEED", 0, 0),
+        threads=_whole_number("SKINBOOK_THREADS", 2, 1),
+        precision=_choice("SKINBOOK_PRECISION", PRECISIONS),
+        data=tuple(Path(f).expanduser() for f in folders.split(os.pathsep) if f.strip()),
+        weights=Path(weights).expanduser() if weights else None,
+        cache=Path(cache).expanduser() if cache else Path.home() / ".cache" / "skinbook",
+    )
+
+
+def _default_edition() -> str:
+    """Lab, except on Kaggle with HAM10000 attached (recognised by its table)."""
+    if KAGGLE_INPUT.is_dir() and any(KAGGLE_INPUT.glob("*/HAM10000_metadata*")):
+        return "ham10000"
+    return "lab"
+
+
+def book_data(*parts: str) -> Path:
+    """Path of a file the book carries (ledger, tolerances, recipes, lab backbone).
+
+    In a checkout that is the folder `data` beside the package; in an installed wheel it is `skinbook/_data`.
+    """
+    package = Path(__file__).resolve().parent
+    carried = package / "_data"
+    return (carried if carried.is_dir() else package.parent / "data").joinpath(*parts)
