@@ -1,0 +1,1 @@
+"""A pytest plugin that teaches nbval the book's reports and claims."""
