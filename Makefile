@@ -1,0 +1,70 @@
+# Two commands: `make book` and `make test`. `make help` lists the others.
+# Needs Python 3.11 or newer, git, make and a package registry. Everything is installed into $(VENV), nothing elsewhere.
+
+VENV ?= .venv
+EDITION ?=
+CHAPTERS ?=
+# The first Python on the path that is new enough; looked for only when the environment is made.
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.skinbook-installed
+REQUIREMENTS := --constraint constraints.txt --editable '.[book,test,lint]'
+BOOK := $(BIN)/python -m skinbook.book
+
+.DEFAULT_GOAL := help
+.PHONY: help environment book test lint format pair refresh refresh-ledger generate repository spread clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1|/' | awk -F'|' '{printf "  make %-15s %s\n", $$1, $$2}'
+
+environment: $(STAMP) ## make .venv and install the tested versions
+
+$(STAMP): constraints.txt pyproject.toml
+	@test -n "$(PYTHON)" || { echo "skinbook needs Python 3.11 or newer; none is on the path. Install one, or name it: make PYTHON=/path/to/python3 ..."; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "$(PYTHON) cannot make an environment; on Debian and Ubuntu install the package python3-venv."; exit 1; }
+	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --constraint constraints.txt uv || echo "uv could not be installed; pip will do, more slowly."
+	@echo "Installing the tested versions into $(VENV) (about 6 GB with torch)"
+	@{ test -x $(BIN)/uv && $(BIN)/uv pip install --python $(BIN)/python $(REQUIREMENTS); } || $(BIN)/python -m pip install $(REQUIREMENTS)
+	@touch $(STAMP)
+
+book: $(STAMP) ## build the book from the stored outputs; EDITION=ham10000 executes it on that edition first
+	$(BOOK) build $(if $(EDITION),--edition $(EDITION))
+
+test: $(STAMP) ## unit tests and every chapter; CHAPTERS="01 03" narrows the chapters
+	SKINBOOK_CHAPTERS="$(CHAPTERS)" $(BIN)/python -m pytest --nbval
+
+lint: $(STAMP) ## ruff, mypy, codespell, and the floors of the house
+	$(BIN)/ruff check skinbook tests tools chapters
+	$(BIN)/ruff format --check skinbook tests tools chapters
+	$(BIN)/mypy
+	$(BIN)/codespell
+	$(BIN)/lint-imports --no-logo
+
+format: $(STAMP) ## let ruff tidy package, tests and notebooks (then the text twins)
+	$(BOOK) pair
+	$(BIN)/ruff check --fix --quiet skinbook tests tools chapters || true
+	$(BIN)/ruff format skinbook tests tools chapters
+	$(BOOK) pair --source notebook
+
+pair: $(STAMP) ## bring notebooks in line with their text twins; FROM=notebook turns it round
+	$(BOOK) pair $(if $(FROM),--source $(FROM))
+
+refresh: $(STAMP) ## execute notebooks in place on lab/quick; CHAPTERS="03" narrows
+	$(BOOK) refresh $(CHAPTERS)
+
+refresh-ledger: $(STAMP) ## re-execute just the cells that show results of real lesions
+	$(BIN)/skinbook ledger refresh
+
+generate: $(STAMP) ## rewrite what is generated: results in README and book, references, badges, links
+	$(BOOK) generate
+
+repository: $(STAMP) ## set the public address everywhere: make repository URL=https://github.com/you/skinbook
+	$(BOOK) repository "$(URL)"
+
+spread: $(STAMP) ## measure the spread over seeds and threads that the tolerances come from
+	$(BIN)/skinbook spread $(CHAPTERS)
+
+clean: ## remove what was built (the environment stays; rm -rf .venv removes it)
+	rm -rf _build dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
