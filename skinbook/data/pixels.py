@@ -1,0 +1,318 @@
+"""The pixel store: every image is decoded and reduced once, into one memory-mapped uint8 array.
+
+Training reads rows of that array and no JPEG. A store is a plain `.npy` file with a record beside it (`.json`: which
+image is which row, and a digest of every chunk of 256 rows). It is written as `.partial` first, chunk by chunk: the
+chunk goes to the disk, then its digest into the list of finished chunks, each with fsync. After a kill at any moment a
+second build takes over what is listed and still has its digest, and decodes the rest: at most the chunk that was being
+written, and the few images decoded ahead of it, are done again. Only the last step, a rename, makes a store.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from skinbook import keyed
+from skinbook.config import SkinbookError
+from skinbook.data.images import Files
+from skinbook.data.schema import Dataset, ImageSource
+from skinbook.progress import bar
+
+CHUNK = 256  # rows; what a kill can cost
+TASK = 16  # rows a thread takes at a time
+DECODING = 1  # raise it when the same file would give other pixels, so that old stores are not used again
+VERIFY_ALL = 512_000_000  # bytes; larger stores have 16 of their chunks checked when they are opened
+SPARE = 64_000_000  # bytes that must stay free on the disk
+
+
+@dataclass(frozen=True)
+class Store:
+    """Decoded pixels: photographs as uint8 (n, height, width, 3), masks as uint8 (n, height, width) of 0 and 1."""
+
+    pixels: np.ndarray
+    image_ids: list[str]
+    fingerprint: str
+    size: tuple[int, int]
+    path: Path
+    _row: dict[str, int] = field(repr=False, compare=False, default_factory=dict)
+
+    def rows(self, image_ids: Sequence[str]) -> np.ndarray:
+        """Row numbers of images, int64, in the order asked for. SkinbookError names one that is not in the store."""
+        if not self._row:
+            self._row.update((image_id, row) for row, image_id in enumerate(self.image_ids))
+        try:
+            return np.array([self._row[image_id] for image_id in image_ids], dtype=np.int64)
+        except KeyError as lacking:
+            raise SkinbookError(f"The pixel store has no image {lacking}; build it from a table that has.") from None
+
+
+def reduce(
+    image: Image.Image, size: tuple[int, int], resample: Image.Resampling = Image.Resampling.BICUBIC
+) -> Image.Image:
+    """Cut the largest centred part with the shape of `size` (height, width), and reduce it to `size`, antialiased."""
+    height, width = size
+    scale = min(image.width / width, image.height / height)
+    left, top = (image.width - width * scale) / 2, (image.height - height * scale) / 2
+    return image.resize((width, height), resample, box=(left, top, left + width * scale, top + height * scale))
+
+
+def build(
+    dataset: Dataset,
+    size: int | tuple[int, int],
+    cache: Path,
+    *,
+    what: str = "images",
+    progress: bool = True,
+    workers: int | None = None,
+) -> Store:
+    """The pixel store of a data set: opened if it is there and sound, else built.
+
+    Parameters
+    ----------
+    dataset : its table gives the rows and their order.
+    size : (height, width) in pixels, or one number for a square; the centre is cut to that shape, then reduced.
+    cache : the store lies in its folder `pixels`.
+    what : "images", or "masks": a mask is averaged over each pixel's area and is 1 where at least half is covered.
+    progress : show a bar to a person who is looking.
+    workers : threads; as many as CPU cores if not given.
+
+    Raises
+    ------
+    SkinbookError
+        If an image cannot be read, the disk is full, or the cache cannot be written; no half-written store is left.
+    """
+    height, width = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+    source = dataset.images if what == "images" else dataset.masks
+    if what not in ("images", "masks") or min(height, width) < 1:
+        raise SkinbookError(
+            f"A pixel store holds images or masks of at least 1 pixel, not {what!r} of {height} × {width}."
+        )
+    if source is None:
+        raise SkinbookError(f"The edition {dataset.edition} has no masks here; choose one that has, such as lab.")
+    image_ids = dataset.table["image_id"].tolist()
+    identity = f"{DECODING} {what} {height}x{width} {source.fingerprint(image_ids)}"
+    fingerprint = hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()
+    path = Path(cache) / "pixels" / f"{dataset.edition}-{what}-{height}x{width}-{fingerprint[:12]}.npy"
+    plan = _Plan(path, fingerprint, image_ids, (height, width), what)
+    store = plan.open()
+    if store is not None:
+        return store
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        from filelock import FileLock
+
+        with FileLock(f"{path}.lock"):  # a second process waits here, and then finds the store finished
+            store = plan.open()
+            if store is None:
+                _fill(plan, source, progress, workers or os.cpu_count() or 1)
+                store = plan.open()
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            plan.remove_partial()
+            raise _no_space(path.parent, plan.bytes) from None
+        raise SkinbookError(
+            f"The pixel store cannot be written in {path.parent} ({error.strerror}). "
+            "Set SKINBOOK_CACHE to a folder that you may write to."
+        ) from None
+    except SkinbookError:
+        plan.remove_partial()
+        raise
+    if store is None:
+        raise SkinbookError(f"The pixel store {path} changed while it was written. Remove it and run this again.")
+    return store
+
+
+def _no_space(folder: Path, needed: int) -> SkinbookError:
+    return SkinbookError(
+        f"No space left in {folder} for a pixel store of {needed / 1e6:,.0f} MB. "
+        "Free some, or set SKINBOOK_CACHE to a folder on a larger disk."
+    )
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Where a store lies and what it must hold."""
+
+    path: Path
+    fingerprint: str
+    image_ids: list[str]
+    size: tuple[int, int]
+    what: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.image_ids), *self.size, *((3,) if self.what == "images" else ()))
+
+    @property
+    def bytes(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def partial(self) -> Path:
+        return self.path.with_suffix(".npy.partial")
+
+    @property
+    def finished(self) -> Path:
+        """The list of finished chunks of the partial file."""
+        return self.path.with_suffix(".chunks")
+
+    @property
+    def record(self) -> Path:
+        return self.path.with_suffix(".json")
+
+    def chunks(self) -> list[range]:
+        count = len(self.image_ids)
+        return [range(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
+
+    def remove_partial(self) -> None:
+        for leftover in (self.partial, self.finished):
+            leftover.unlink(missing_ok=True)
+
+    def open(self) -> Store | None:
+        """The finished store, or None if there is none or it is not what its record says (it is then built anew)."""
+        try:
+            record = json.loads(self.record.read_text())
+            pixels = np.load(self.path, mmap_mode="r", allow_pickle=False)
+            digests = record["digests"]
+            sound = (record["fingerprint"], record["image_ids"]) == (self.fingerprint, self.image_ids)
+            if not sound or (pixels.shape, pixels.dtype) != (self.shape, np.uint8):
+                return None
+        except (OSError, ValueError, EOFError, TypeError, KeyError):
+            return None
+        chunks = self.chunks()
+        sample = list(range(len(chunks)))
+        if self.bytes > VERIFY_ALL:
+            drawn = keyed.integers(("verify", self.fingerprint), 14, len(chunks)).tolist()
+            sample = sorted({0, len(chunks) - 1, *drawn})
+        if len(digests) != len(chunks):
+            return None
+        if any(_digest(pixels[chunks[i].start : chunks[i].stop]) != digests[i] for i in sample):
+            return None
+        return Store(pixels, self.image_ids, self.fingerprint, self.size, self.path)
+
+
+def _digest(rows: np.ndarray) -> str:
+    return hashlib.blake2b(np.ascontiguousarray(rows).data, digest_size=16).hexdigest()
+
+
+def _fill(plan: _Plan, source: ImageSource, progress: bool, workers: int) -> None:
+    """Write the partial file chunk by chunk, taking over what an interrupted build finished, and rename it."""
+    header = _npy_header(plan.shape)
+    already = plan.partial.stat().st_size if plan.partial.exists() else 0
+    if shutil.disk_usage(plan.path.parent).free < plan.bytes - already + SPARE:
+        raise _no_space(plan.path.parent, plan.bytes)
+    row_bytes = int(np.prod(plan.shape[1:]))
+    # Plain writes, not a writable memory map: on a full disk a write gives an error, a map kills the process.
+    with open(plan.partial, "r+b" if already else "w+b") as pixels, open(plan.finished, "a+") as finished:
+        if already != len(header) + plan.bytes:
+            finished.truncate(0)
+            pixels.truncate(0)
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(pixels.fileno(), 0, len(header) + plan.bytes)
+            else:
+                pixels.truncate(len(header) + plan.bytes)
+            pixels.write(header)
+        digests = _taken_over(plan, pixels, finished, len(header), row_bytes)
+        todo = [index for index in range(len(plan.chunks())) if index not in digests]
+        done = len(plan.image_ids) - sum(len(plan.chunks()[i]) for i in todo)
+        with bar(len(plan.image_ids), f"decoding {plan.what}", shown=progress) as shown:
+            shown.update(done)
+            for index, rows in _decoded(plan, source, todo, workers):
+                pixels.seek(len(header) + plan.chunks()[index].start * row_bytes)
+                pixels.write(rows.data)
+                _to_disk(pixels)
+                digests[index] = _digest(rows)
+                finished.write(f"{index} {digests[index]}\n")
+                _to_disk(finished)
+                shown.update(len(rows))
+        _to_disk(pixels)
+    record = {
+        "fingerprint": plan.fingerprint,
+        "decoding": DECODING,
+        "what": plan.what,
+        "size": plan.size,
+        "image_ids": plan.image_ids,
+        "digests": [digests[i] for i in range(len(digests))],
+    }
+    unfinished = plan.record.with_suffix(".json.partial")
+    with open(unfinished, "w") as file:
+        json.dump(record, file)
+        _to_disk(file)
+    os.replace(unfinished, plan.record)
+    os.replace(plan.partial, plan.path)
+    plan.finished.unlink(missing_ok=True)
+
+
+def _npy_header(shape: tuple[int, ...]) -> bytes:
+    import io
+
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    return file.getvalue()
+
+
+def _to_disk(file) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _taken_over(plan: _Plan, pixels, finished, offset: int, row_bytes: int) -> dict[int, str]:
+    """Chunks that an interrupted build listed and whose bytes still have the digest; a line cut off is passed over."""
+    chunks, sound = plan.chunks(), {}
+    finished.seek(0)
+    for line in finished.read().splitlines():
+        index, _, digest = line.partition(" ")
+        if not (index.isdigit() and int(index) < len(chunks) and len(digest) == 32):
+            continue
+        rows = chunks[int(index)]
+        pixels.seek(offset + rows.start * row_bytes)
+        if hashlib.blake2b(pixels.read(len(rows) * row_bytes), digest_size=16).hexdigest() == digest:
+            sound[int(index)] = digest
+    finished.seek(0, os.SEEK_END)
+    return sound
+
+
+def _decoded(plan: _Plan, source: ImageSource, todo: list[int], workers: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Chunks in order, uint8; while one is being written, the threads decode the next."""
+    chunks = plan.chunks()
+
+    def start(pool: ThreadPoolExecutor, index: int) -> tuple[np.ndarray, list[Future]]:
+        rows = np.empty((len(chunks[index]), *plan.shape[1:]), dtype=np.uint8)
+        names = plan.image_ids[chunks[index].start : chunks[index].stop]
+        tasks = range(0, len(names), TASK)
+        return rows, [pool.submit(_decode_rows, plan, source, names[t : t + TASK], rows[t : t + TASK]) for t in tasks]
+
+    pool = ThreadPoolExecutor(workers)
+    try:
+        ahead = [start(pool, index) for index in todo[:1]]
+        for position, index in enumerate(todo):
+            ahead += [start(pool, following) for following in todo[position + 1 : position + 2]]
+            rows, tasks = ahead.pop(0)
+            for task in tasks:
+                task.result()
+            yield index, rows
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _decode_rows(plan: _Plan, source: ImageSource, image_ids: list[str], into: np.ndarray) -> None:
+    for row, image_id in enumerate(image_ids):
+        if plan.what == "masks":
+            mask = Image.fromarray(np.asarray(source.read(image_id)).astype(np.uint8) * 255)
+            into[row] = np.asarray(reduce(mask, plan.size, Image.Resampling.BOX)) >= 128
+            continue
+        if isinstance(source, Files):
+            image = source.image(image_id, at_least=max(plan.size))
+        else:
+            image = Image.fromarray(source.read(image_id))
+        into[row] = image if image.size[::-1] == plan.size else reduce(image, plan.size)

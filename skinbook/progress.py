@@ -1,0 +1,27 @@
+"""Progress for a person who is looking, and silence everywhere else."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+def watched() -> bool:
+    """Whether a person is looking: at a terminal, or at a notebook that they run themselves.
+
+    Tests, `nbval` and `nbconvert` start kernels too, so a kernel alone is no sign of a person: each of the programs in
+    which people run notebooks leaves a mark of its own.
+    """
+    if "PYTEST_VERSION" in os.environ or "PYTEST_CURRENT_TEST" in os.environ:
+        return False
+    if "ipykernel" in sys.modules:
+        marks = ("JPY_SESSION_NAME", "VSCODE_PID", "COLAB_RELEASE_TAG")
+        return any(mark in os.environ for mark in marks) or os.environ.get("KAGGLE_KERNEL_RUN_TYPE") == "Interactive"
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
+def bar(total: int, what: str, *, unit: str = "image", shown: bool = True):
+    """A tqdm bar of `total` steps with the label `what`; it draws nothing unless `shown` and a person is looking."""
+    from tqdm.auto import tqdm
+
+    return tqdm(total=total, desc=what, unit=f" {unit}", disable=not (shown and watched()), leave=False)
