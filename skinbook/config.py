@@ -48,7 +48,9 @@ def _choice(variable: str, allowed: tuple[str, ...]) -> str | None:
     if not value:
         return None
     if value not in allowed:
-        raise SkinbookError(f"{variable} is {value!r}, which is not one of {', '.join(allowed)}. Set it to one of those.")
+        raise SkinbookError(
+            f"{variable} is {value!r}, which is not one of {', '.join(allowed)}. Set it to one of those."
+        )
     return value
 
 

@@ -202,7 +202,9 @@ class Evaluation:
         """Counts: a row for each true class, a column for each predicted one."""
         ones = np.ones((1, len(self.labels)))
         counts = confusion(self.labels, self.probabilities.argmax(axis=1), len(self.classes), ones)[0].astype(int)
-        return pd.DataFrame(counts, index=pd.Index(self.classes, name="true"), columns=pd.Index(self.classes, name="predicted"))
+        return pd.DataFrame(
+            counts, index=pd.Index(self.classes, name="true"), columns=pd.Index(self.classes, name="predicted")
+        )
 
     def per_class(self) -> pd.DataFrame:
         """Precision, recall with its interval, F1 and support (photographs) of each class."""

@@ -41,7 +41,9 @@ def bits(key: Key, counters: int | np.ndarray) -> np.ndarray:
     -------
     uint64 array of the counters' shape.
     """
-    counts = np.arange(counters, dtype=np.uint64) if isinstance(counters, int) else np.asarray(counters).astype(np.uint64)
+    counts = (
+        np.arange(counters, dtype=np.uint64) if isinstance(counters, int) else np.asarray(counters).astype(np.uint64)
+    )
     with np.errstate(over="ignore"):
         return _mix(_mix(np.uint64(key_bits(key)) + (counts + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)))
 

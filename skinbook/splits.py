@@ -90,7 +90,9 @@ def random_split(table: pd.DataFrame, seed: int = 0, fractions: Sequence[float] 
         ends = np.rint(np.cumsum(fractions) * len(rows)).astype(int)
         for part, chosen in zip(PARTS, np.split(rows, ends[:-1]), strict=True):
             parts[chosen] = part
-    return Split(pd.Series(parts, index=pd.Index(table["image_id"], name="image_id"), name="part", dtype="str"), "random")
+    return Split(
+        pd.Series(parts, index=pd.Index(table["image_id"], name="image_id"), name="part", dtype="str"), "random"
+    )
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,9 @@ def leakage_pair(table: pd.DataFrame, split: Split, seed: int = 0) -> LeakagePai
         given_up.extend(taken)
         owed[dx] = owed.get(dx, 0) - len(taken)
     if lacking := [dx for dx, count in owed.items() if count > 0]:
-        raise SkinbookError(f"Training has too few photographs of {', '.join(lacking)} to exchange for the test lesions'.")
+        raise SkinbookError(
+            f"Training has too few photographs of {', '.join(lacking)} to exchange for the test lesions'."
+        )
     seen = np.union1d(np.setdiff1d(train, given_up), siblings)
     return LeakagePair(np.sort(np.array(test)), seen.astype(np.int64), train)
 
@@ -170,5 +174,7 @@ def _joined(table: pd.DataFrame, identical: Iterable[tuple[str, str]]) -> np.nda
 def _checked(fractions: Sequence[float]) -> np.ndarray:
     shares = np.asarray(fractions, dtype=np.float64)
     if shares.shape != (len(PARTS),) or (shares < 0).any() or not np.isclose(shares.sum(), 1.0):
-        raise SkinbookError(f"fractions must be three shares that sum to 1 (train, validation, test); got {fractions!r}.")
+        raise SkinbookError(
+            f"fractions must be three shares that sum to 1 (train, validation, test); got {fractions!r}."
+        )
     return shares

@@ -54,7 +54,9 @@ def test_the_interval_over_lesions_is_wider_than_one_over_photographs():
     """Ten identical photographs of every lesion add no information, and the interval must not shrink for them."""
     labels, p, _ = predictions(count=100)
     once = Evaluation(labels, p, np.arange(100), CLASSES).metric("accuracy")
-    ten = Evaluation(np.repeat(labels, 10), np.repeat(p, 10, axis=0), np.repeat(np.arange(100), 10), CLASSES).metric("accuracy")
+    ten = Evaluation(np.repeat(labels, 10), np.repeat(p, 10, axis=0), np.repeat(np.arange(100), 10), CLASSES).metric(
+        "accuracy"
+    )
     assert (ten.low, ten.high) == pytest.approx((once.low, once.high))
     naive = Evaluation(np.repeat(labels, 10), np.repeat(p, 10, axis=0), np.arange(1000), CLASSES).metric("accuracy")
     assert naive.high - naive.low < 0.5 * (once.high - once.low)

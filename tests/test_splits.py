@@ -9,7 +9,9 @@ from skinbook.splits import PARTS, leakage_pair, lesion_split, random_split
 
 def a_table(lesions=600, seed=0):
     """Lesions of three diagnoses with one to four photographs each."""
-    photographs = 1 + keyed.integers(("photographs", seed), lesions, 4) * (keyed.uniform(("several", seed), lesions) < 0.4)
+    photographs = 1 + keyed.integers(("photographs", seed), lesions, 4) * (
+        keyed.uniform(("several", seed), lesions) < 0.4
+    )
     dx = np.array(["nv", "mel", "df"])[np.digitize(keyed.uniform(("dx", seed), lesions), [0.7, 0.93])]
     rows = [(f"I{k}_{p}", f"L{k}", dx[k]) for k in range(lesions) for p in range(photographs[k])]
     return pd.DataFrame(rows, columns=["image_id", "lesion_id", "dx"])
@@ -80,8 +82,8 @@ def test_the_leakage_pair_differs_in_the_lesions_alone():
 
 
 def test_leakage_cannot_be_measured_without_second_photographs():
+    table = a_table().drop_duplicates("lesion_id").reset_index(drop=True)
     with pytest.raises(SkinbookError, match="second photograph"):
-        table = a_table().drop_duplicates("lesion_id").reset_index(drop=True)
         leakage_pair(table, lesion_split(table))
 
 

@@ -1,0 +1,91 @@
+"""From a store of pixels to batches on the device, in an order that can be resumed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from skinbook.augment import Augment, augmented, draws
+from skinbook.config import SkinbookError
+from skinbook.keyed import permutation
+
+RESIDENT_BYTES = 2**30  # a set below this moves to an accelerator whole
+
+
+@dataclass
+class Batch:
+    """inputs : float32 (n, 3, size, size), or (n, …) for cached features. labels : int64 (n,). rows : int64 (n,)."""
+
+    inputs: torch.Tensor
+    labels: torch.Tensor
+    rows: np.ndarray
+    masks: torch.Tensor | None = None
+
+
+@dataclass
+class Batches:
+    """Batches of some rows of an array.
+
+    Parameters
+    ----------
+    pixels : uint8 (n, height, width, 3) photographs, or float32 (n, …) cached features.
+    labels : int (n,) for every row of `pixels`. rows : the rows to go through.
+    size : side of the square that the network sees; the array's own height where None.
+    augment : None leaves the photographs as they are. shuffle : a new order every epoch.
+    mean, std : the network's normalisation of RGB in [0, 1]. masks : uint8 (n, height, width) of 0 and 1.
+    """
+
+    pixels: np.ndarray
+    labels: np.ndarray
+    rows: np.ndarray
+    batch_size: int = 32
+    size: int | None = None
+    augment: Augment | None = None
+    shuffle: bool = False
+    mean: Sequence[float] = (0.5, 0.5, 0.5)
+    std: Sequence[float] = (0.5, 0.5, 0.5)
+    masks: np.ndarray | None = None
+    seed: int = 0
+    device: str = "cpu"
+    _resident: torch.Tensor | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        self.rows = np.asarray(self.rows, dtype=np.int64)
+        self.labels = np.asarray(self.labels, dtype=np.int64)
+        if len(self.rows) == 0:
+            raise SkinbookError("There are no photographs to make batches of: the list of rows is empty.")
+        if len(self.labels) != len(self.pixels):
+            raise SkinbookError(f"{len(self.pixels)} photographs need as many labels; got {len(self.labels)}.")
+        self._mean = torch.tensor(self.mean, device=self.device)
+        self._std = torch.tensor(self.std, device=self.device)
+        if self.device != "cpu" and self.pixels[:1].nbytes * len(self.rows) <= RESIDENT_BYTES:
+            self._resident = torch.from_numpy(np.ascontiguousarray(self.pixels[self.rows])).to(self.device)
+
+    def __len__(self) -> int:
+        """Batches an epoch. They differ in size by one at most, so that none is too small for batch normalisation."""
+        return -(-len(self.rows) // self.batch_size)
+
+    def epoch(self, epoch: int = 0, share: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
+        """The batches of an epoch. share : (which, of how many) processes; each takes its part of every batch."""
+        count = len(self.rows)
+        order = permutation(("order", self.seed, epoch), count) if self.shuffle else np.arange(count)
+        for positions in np.array_split(order, len(self)):
+            yield self._batch(np.array_split(positions, share[1])[share[0]], epoch)
+
+    def _batch(self, positions: np.ndarray, epoch: int) -> Batch:
+        rows = self.rows[positions]
+        if self._resident is not None:
+            taken = self._resident[torch.from_numpy(positions).to(self.device)]
+        else:
+            taken = torch.from_numpy(self.pixels[rows]).to(self.device)
+        labels = torch.from_numpy(self.labels[rows]).to(self.device)
+        if taken.dtype != torch.uint8:
+            return Batch(taken.float(), labels, rows)
+        masks = None if self.masks is None else torch.from_numpy(self.masks[rows]).to(self.device)
+        u = None if self.augment is None else draws(self.seed, epoch, rows).to(self.device)
+        size = self.size or taken.shape[1]
+        images, masks = augmented(taken, self.augment, u, size, self._mean, self._std, masks)
+        return Batch(images, labels, rows, masks)

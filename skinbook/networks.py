@@ -1,0 +1,187 @@
+"""Networks by name, and where their pretrained weights come from.
+
+A backbone turns photographs into a feature map. Its name is timm's (`resnet18`, `densenet121`, `test_resnet`) or
+torchvision's `mobilenet_v2`. Pretrained weights come from a local file, from the book itself (the lab's backbone) or
+from timm's hub; which of them it was is kept in `Backbone.weights` and goes into the ledger.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from skinbook.config import SkinbookError, book_data, settings
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SCRATCH = "none (from scratch)"
+
+
+class Backbone(nn.Module):
+    """Photographs (n, 3, height, width) in, a feature map (n, channels, height / stride, width / stride) out."""
+
+    def __init__(self, name: str, weights: str = "none", stride: int | None = None) -> None:
+        super().__init__()
+        self.name = name
+        self.model, self.weights, self.mean, self.std = _load(name, weights)
+        self.model.requires_grad_(True)
+        self._stage: int | None = None
+        with torch.no_grad():
+            probe = torch.zeros(1, 3, 64, 64)
+            training, self.training = self.training, False
+            self.model.eval()
+            if stride is not None:
+                self._stage = self._stage_of(stride, probe)
+            self.channels, side = self(probe).shape[1:3]
+            self.stride = 64 // side
+            self.train(training)
+
+    def _stages(self, x: torch.Tensor, last: int | None = None) -> list[torch.Tensor]:
+        """Feature maps of the stages, up to the stage `last`."""
+        if isinstance(self.model, nn.Sequential):  # torchvision's mobilenet_v2: a plain row of layers
+            maps = []
+            for layer in self.model[: None if last is None else last + 1]:
+                x = layer(x)
+                maps.append(x)
+            return maps
+        indices = None if last is None else [last]
+        return self.model.forward_intermediates(
+            x, indices=indices, intermediates_only=True, stop_early=last is not None
+        )
+
+    def _stage_of(self, stride: int, probe: torch.Tensor) -> int:
+        """The deepest stage whose map is `stride` times smaller than the photograph."""
+        sides = [64 // m.shape[-1] for m in self._stages(probe)]
+        if stride not in sides:
+            raise SkinbookError(f"{self.name} has no feature map of stride {stride}; it has {sorted(set(sides))}.")
+        stage = max(k for k, side in enumerate(sides) if side == stride)
+        if isinstance(self.model, nn.Sequential):
+            self.model = self.model[: stage + 1]
+        else:
+            self.model.prune_intermediate_layers([stage])  # deeper layers would only be dead weight
+        return stage
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self._stage is not None:
+            return self._stages(x, self._stage)[-1]
+        return self.model(x) if isinstance(self.model, nn.Sequential) else self.model.forward_features(x)
+
+
+class Classifier(nn.Module):
+    """A backbone, the mean of its feature map, and one linear layer: logits (n, outputs)."""
+
+    def __init__(self, backbone: Backbone, outputs: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = nn.Linear(backbone.channels, outputs)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.backbone(x).mean(dim=(2, 3)))
+
+
+def parameters(network: nn.Module) -> int:
+    """Count of trainable numbers."""
+    return sum(p.numel() for p in network.parameters() if p.requires_grad)
+
+
+def frozen_features(backbone: Backbone, batches, pool: bool = True) -> torch.Tensor:
+    """A backbone's features of every row of some batches, float32, in the batches' order, computed once.
+
+    Returns (n, channels) where `pool` takes the mean over places, else (n, places, channels): the map as tokens.
+    """
+    device = batches.device
+    backbone.eval().to(device)
+    collected = []
+    with torch.inference_mode():
+        for batch in batches.epoch():
+            features = backbone(batch.inputs).flatten(2)
+            collected.append((features.mean(2) if pool else features.transpose(1, 2)).float().cpu())
+    return torch.cat(collected)
+
+
+def _load(name: str, weights: str) -> tuple[nn.Module, str, tuple[float, ...], tuple[float, ...]]:
+    """(model without its classifier, where its weights come from, mean, std)."""
+    if weights not in ("none", "pretrained", "lab"):
+        raise SkinbookError(f"weights is {weights!r}; expected none, pretrained or lab.")
+    file = book_data("lab_backbone.safetensors") if weights == "lab" else local_weights(name)
+    if weights == "none" or (weights == "pretrained" and file is None and not _hub_reachable(name)):
+        return _create(name, pretrained=False), SCRATCH, IMAGENET_MEAN, IMAGENET_STD
+    if file is None:
+        model = _create(name, pretrained=True)
+        known = model.pretrained_cfg
+        return model, f"timm hub: {known['architecture']}.{known['tag']}", tuple(known["mean"]), tuple(known["std"])
+    return _from_file(name, file)
+
+
+def _from_file(name: str, file: Path) -> tuple[nn.Module, str, tuple[float, ...], tuple[float, ...]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "pt") as held:
+            about = held.metadata() or {}
+            state = {key: held.get_tensor(key).float() for key in held.keys()}  # noqa: SIM118 - not a dict
+    except (OSError, SafetensorError) as error:
+        raise SkinbookError(f"The weights file {file} cannot be read ({error}). Fetch it again.") from error
+    if about.get("arch", name).split(".")[-1] != name:
+        raise SkinbookError(f"{file.name} holds weights of {about['arch']}, and {name} was asked for.")
+    model = _create(name, pretrained=False)
+    wanted = model.state_dict()
+    # torchvision's file names its layers features.0, features.1, …; the row of layers is what is kept here.
+    state = {key.removeprefix("features."): value for key, value in state.items()}
+    lacking = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]
+    if lacking or any(state[key].shape != wanted[key].shape for key in wanted if key in state):
+        raise SkinbookError(
+            f"{file.name} does not fit {name}: {lacking[0] if lacking else 'a layer'} is missing or of another shape."
+        )
+    model.load_state_dict({key: state[key] for key in wanted if key in state}, strict=False)
+    mean, std = (
+        _three_numbers(about[k]) if k in about else d for k, d in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD))
+    )
+    return model, "lab backbone" if file.name == "lab_backbone.safetensors" else file.name, mean, std
+
+
+def _three_numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.strip("[]() ").split(","))
+
+
+def local_weights(name: str) -> Path | None:
+    """The file in `SKINBOOK_WEIGHTS` (a folder, or the file itself) that holds weights of this network."""
+    place = settings().weights
+    if place is None:
+        return None
+    if not place.exists():
+        raise SkinbookError(
+            f"SKINBOOK_WEIGHTS is {place}, which does not exist. Set it to a folder of .safetensors files."
+        )
+    files = [place] if place.is_file() else sorted(place.glob("*.safetensors"))
+    return next((f for f in files if f.name.startswith((f"{name}.", f"{name}_"))), None)
+
+
+def _create(name: str, pretrained: bool) -> nn.Module:
+    if name == "mobilenet_v2":
+        import torchvision
+
+        return torchvision.models.mobilenet_v2(weights=None).features
+    import timm
+
+    if not timm.is_model(name):
+        raise SkinbookError(f"{name!r} is not a network that timm knows; see timm.list_models().")
+    return timm.create_model(name, pretrained=pretrained, num_classes=0, global_pool="")
+
+
+def _hub_reachable(name: str) -> bool:
+    """Whether to ask timm's hub: not when told to stay offline, and not when one short try fails.
+
+    The hub's own client keeps trying for about half a minute; a reader without a network should not wait that long.
+    """
+    if os.environ.get("HF_HUB_OFFLINE", "").strip().lower() in ("1", "true", "yes", "on"):
+        return False
+    import socket
+
+    try:
+        socket.create_connection(("huggingface.co", 443), timeout=3).close()
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,318 @@
+"""One readable training loop for the whole book.
+
+Accelerate supplies the device, mixed precision and the processes of a bigger machine; everything else is here to be
+read. The order of the photographs and their augmentation are keyed by (seed, epoch, photograph) and torch is reseeded
+every epoch, so a run that was killed goes on exactly where it was.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from skinbook.batches import Batches
+from skinbook.config import SkinbookError
+from skinbook.evaluation import accuracy, balanced_accuracy, softmax
+from skinbook.files import replaced
+from skinbook.keyed import key_bits
+
+PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+BETTER_WHEN_HIGHER = {"accuracy": True, "balanced accuracy": True, "loss": False}
+
+
+@dataclass
+class Fit:
+    """What training leaves: the curves, one row an epoch, and the epoch whose weights the network now has."""
+
+    history: pd.DataFrame
+    best_epoch: int
+
+
+def fit(
+    network: nn.Module,
+    train: Batches,
+    validation: Batches | None = None,
+    *,
+    epochs: int,
+    learning_rate: float = 1e-3,
+    weight_decay: float = 0.0,
+    optimizer: str = "adamw",
+    schedule: str = "cosine",
+    warmup: float = 0.1,
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+    monitor: str = "balanced accuracy",
+    patience: int | None = None,
+    average: float | None = None,
+    precision: str = "fp32",
+    seed: int = 0,
+    checkpoint: Path | None = None,
+    log: Callable[[str], None] | None = print,
+) -> Fit:
+    """Train a network in place; it ends with the weights of its best epoch on validation (the last one without).
+
+    Parameters
+    ----------
+    network : takes `Batch.inputs`, gives logits (n, classes).
+    train, validation : batches; validation chooses the epoch and moves the plateau schedule.
+    optimizer : "adam", "adamw" or "sgd" (momentum 0.9).
+    schedule : "constant", "cosine" (after a linear warm-up over the share `warmup` of the steps) or "plateau" (a
+        tenth of the rate after two epochs without a better validation loss).
+    loss : of (logits, labels); cross-entropy where None.
+    monitor : "loss", "accuracy" or "balanced accuracy" on validation, by which an epoch is the best.
+    patience : stop after so many epochs without a better one.
+    average : decay of an exponential moving average of the weights, used on validation and kept at the end.
+    precision : "fp32", "bf16" or "fp16".
+    checkpoint : a file that is written after every epoch and resumed from where it exists.
+    log : is handed one line an epoch; None for silence.
+
+    Raises
+    ------
+    SkinbookError
+        If the loss is not a finite number (naming epoch, batch and rows), an option is unknown, or the checkpoint
+        belongs to another run.
+    """
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    if (
+        schedule not in ("constant", "cosine", "plateau")
+        or monitor not in BETTER_WHEN_HIGHER
+        or precision not in PRECISION
+    ):
+        raise SkinbookError(
+            f"fit() does not know schedule={schedule!r}, monitor={monitor!r} or precision={precision!r}."
+        )
+    AcceleratorState._reset_state(reset_partial_state=False)  # so that two fits of a session may differ in precision
+    accelerator = Accelerator(cpu=train.device == "cpu", mixed_precision=PRECISION[precision])
+    share = (accelerator.process_index, accelerator.num_processes)
+    loss = loss or nn.CrossEntropyLoss()
+    network.to(train.device).to(memory_format=torch.channels_last)  # faster convolutions
+    optim = _optimizer(network, optimizer, learning_rate, weight_decay)
+    run = _Run(network, optim, learning_rate, monitor, average)
+    start = run.resume(checkpoint, (train, validation, epochs, schedule, seed))
+    wrapped, optim = accelerator.prepare(network, optim)
+    steps = epochs * len(train)
+
+    for epoch in range(start, epochs):
+        if run.finished:
+            break
+        torch.manual_seed(key_bits(("torch", seed, epoch)) % 2**63)  # dropout
+        wrapped.train()
+        total = 0.0
+        for number, batch in enumerate(train.epoch(epoch, share)):
+            if schedule == "cosine":
+                run.set_rate(learning_rate * cosine((epoch * len(train) + number) / steps, warmup))
+            with accelerator.autocast():
+                value = loss(wrapped(batch.inputs), batch.labels)
+            if not torch.isfinite(value):
+                raise SkinbookError(
+                    f"The loss is {value.item()} in epoch {epoch + 1}, batch {number + 1} (rows {batch.rows[:8].tolist()}…). "
+                    "Lower the learning rate, or look at those images; the last checkpoint is untouched."
+                )
+            optim.zero_grad(set_to_none=True)
+            accelerator.backward(value)
+            optim.step()
+            run.average_weights()
+            total += value.item() * len(batch.rows)
+        row = {"epoch": epoch + 1, "learning rate": run.rate, "train loss": total * share[1] / len(train.rows)}
+        if validation is not None:
+            with run.averaged_weights():
+                row |= _score(network, validation, loss, accelerator)
+        improved = run.record(row)
+        if schedule == "plateau":
+            run.lower_rate_on_plateau()
+        run.finished = patience is not None and epoch + 1 - run.best_epoch >= patience
+        if accelerator.is_main_process:
+            run.save(checkpoint)
+            if log is not None:
+                log("  ".join(f"{k} {v:.4g}" for k, v in row.items()) + ("  *" if improved else ""))
+    run.restore_best()
+    return Fit(pd.DataFrame(run.history), run.best_epoch)
+
+
+def cosine(progress: float, warmup: float) -> float:
+    """Share of the full rate: rises in a line over `warmup`, then falls to nothing along half a cosine."""
+    if progress < warmup:
+        return progress / warmup if progress > 0 else 0.1 / max(1.0, 1 / warmup)
+    return 0.5 * (1 + np.cos(np.pi * (progress - warmup) / (1 - warmup)))
+
+
+def predict(network: nn.Module, batches: Batches, flips: bool = False) -> np.ndarray:
+    """Logits, float32 (rows, classes), in the order of `batches.rows`.
+
+    flips : the mean over a photograph and its three mirror images (test-time augmentation).
+    """
+    network.eval().to(batches.device)
+    views: list[list[int]] = [[], [2], [3], [2, 3]] if flips else [[]]
+    collected = []
+    with torch.inference_mode():
+        for batch in batches.epoch():
+            logits = [network(batch.inputs.flip(view) if view else batch.inputs) for view in views]
+            collected.append(torch.stack(logits).mean(0).float().cpu())
+    return torch.cat(collected).numpy()
+
+
+def _score(network: nn.Module, validation: Batches, loss: Callable, accelerator) -> dict[str, float]:
+    """Loss and the two accuracies on validation."""
+    network.eval()
+    with accelerator.autocast():
+        logits = torch.from_numpy(predict(network, validation))
+    labels = validation.labels[validation.rows]
+    ones = np.ones((1, len(labels)))
+    device_logits, device_labels = logits.to(validation.device), torch.from_numpy(labels).to(validation.device)
+    return {
+        "validation loss": float(loss(device_logits, device_labels)),
+        "validation accuracy": float(accuracy(labels, softmax(logits.numpy()), ones)[0]),
+        "validation balanced accuracy": float(balanced_accuracy(labels, softmax(logits.numpy()), ones)[0]),
+    }
+
+
+def _optimizer(network: nn.Module, name: str, rate: float, decay: float) -> torch.optim.Optimizer:
+    trainable = [p for p in network.parameters() if p.requires_grad]
+    if name == "adam":
+        return torch.optim.Adam(trainable, lr=rate, weight_decay=decay)
+    if name == "adamw":
+        return torch.optim.AdamW(trainable, lr=rate, weight_decay=decay)
+    if name == "sgd":
+        return torch.optim.SGD(trainable, lr=rate, momentum=0.9, weight_decay=decay)
+    raise SkinbookError(f"optimizer is {name!r}; expected adam, adamw or sgd.")
+
+
+class _Run:
+    """What a run must remember from one epoch to the next, in memory and in its checkpoint."""
+
+    def __init__(self, network, optimizer, rate: float, monitor: str, average: float | None) -> None:
+        self.network, self.optimizer, self.rate, self.average = network, optimizer, rate, average
+        self.monitor = f"validation {monitor}"
+        self.sign = 1.0 if BETTER_WHEN_HIGHER[monitor] else -1.0
+        self.history: list[dict[str, float]] = []
+        self.best_epoch, self.best = 0, -np.inf
+        self.plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=2)
+        self.finished = False
+        self.identity = ""
+        self.mean = _copied(network) if average else None
+        self.best_state: dict[str, torch.Tensor] = {}
+
+    def set_rate(self, rate: float) -> None:
+        self.rate = rate
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    def lower_rate_on_plateau(self) -> None:
+        self.plateau.step(self.history[-1].get("validation loss", self.history[-1]["train loss"]))
+        self.rate = self.optimizer.param_groups[0]["lr"]
+
+    def average_weights(self) -> None:
+        if self.mean is not None and self.average is not None:
+            for key, value in self.network.state_dict().items():
+                if value.is_floating_point():
+                    self.mean[key].lerp_(value, 1 - self.average)
+                else:
+                    self.mean[key].copy_(value)
+
+    def averaged_weights(self):
+        """A block in which the network wears the moving average of its weights."""
+        from contextlib import contextmanager
+
+        @contextmanager
+        def worn():
+            if self.mean is None:
+                yield
+                return
+            own = _copied(self.network)
+            self.network.load_state_dict(self.mean)
+            yield
+            self.network.load_state_dict(own)
+
+        return worn()
+
+    def record(self, row: dict[str, float]) -> bool:
+        """Keep an epoch's row, and its weights where it is the best so far (without validation the last one is)."""
+        self.history.append(row)
+        score = self.sign * row[self.monitor] if self.monitor in row else float(row["epoch"])
+        if score <= self.best:
+            return False
+        self.best, self.best_epoch = score, int(row["epoch"])
+        self.best_state = _copied(self.network) if self.mean is None else {k: v.clone() for k, v in self.mean.items()}
+        return True
+
+    def restore_best(self) -> None:
+        if self.best_state:
+            self.network.load_state_dict(self.best_state)
+
+    def save(self, file: Path | None) -> None:
+        """One safetensors file holds all of it: tensors as tensors, the rest as JSON in its header."""
+        if file is None:
+            return
+        from safetensors.torch import save
+
+        tensors = {f"network/{k}": v for k, v in self.network.state_dict().items()}
+        tensors |= {f"best/{k}": v for k, v in self.best_state.items()}
+        tensors |= {f"mean/{k}": v for k, v in (self.mean or {}).items()}
+        for number, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer/{number}/{k}": v for k, v in state.items() if torch.is_tensor(v)}
+        kept = {k: getattr(self, k) for k in ("history", "best_epoch", "best", "rate", "finished", "identity")}
+        kept["plateau"] = {k: v for k, v in self.plateau.state_dict().items() if isinstance(v, int | float)}
+        # Its own copies: networks may share tensors, and safetensors refuses those.
+        data = save({k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}, {"run": json.dumps(kept)})
+        with replaced(file) as partial:
+            partial.write_bytes(data)
+
+    def resume(self, file: Path | None, identity: tuple) -> int:
+        """Take up a checkpoint where there is one; returns the epoch to go on with."""
+        train, validation, *rest = identity
+        rows = [] if validation is None else validation.rows.tolist()
+        shapes = [[k, list(v.shape)] for k, v in self.network.state_dict().items()]
+        about = [
+            train.rows.tolist(),
+            rows,
+            train.seed,
+            train.batch_size,
+            repr(train.augment),
+            *rest,
+            self.monitor,
+            self.average,
+        ]
+        self.identity = f"{key_bits(json.dumps([about, shapes])):016x}"
+        if file is None or not file.exists():
+            return 0
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(file, "pt") as held:
+                kept = json.loads((held.metadata() or {})["run"])
+                tensors = {key: held.get_tensor(key) for key in held.keys()}  # noqa: SIM118 - not a dict
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise SkinbookError(f"The checkpoint {file} cannot be read ({error}). Delete it to begin again.") from error
+        if kept["identity"] != self.identity:
+            raise SkinbookError(f"The checkpoint {file} belongs to another run. Delete it, or name another file.")
+        self.plateau.load_state_dict(kept.pop("plateau"))
+        for key, value in kept.items():
+            setattr(self, key, value)
+        self.network.load_state_dict(_under("network/", tensors))
+        self.best_state = _under("best/", tensors)
+        if self.mean is not None:
+            self.mean = {k: v.to(self.mean[k].device) for k, v in _under("mean/", tensors).items()}
+        state: dict[int, dict[str, torch.Tensor]] = {}
+        for key, value in _under("optimizer/", tensors).items():
+            number, name = key.split("/", 1)
+            state.setdefault(int(number), {})[name] = value
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        self.set_rate(self.rate)
+        return len(self.history)
+
+
+def _copied(network: nn.Module) -> dict[str, torch.Tensor]:
+    return {k: v.detach().clone() for k, v in network.state_dict().items()}
+
+
+def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}

@@ -1,0 +1,56 @@
+import numpy as np
+import pytest
+import torch
+
+from skinbook import keyed
+from skinbook.augment import Augment
+from skinbook.batches import Batches
+from skinbook.config import SkinbookError
+
+
+def batches(count=103, **options):
+    pixels = (keyed.uniform("pixels", count * 8 * 8 * 3) * 256).astype(np.uint8).reshape(count, 8, 8, 3)
+    return Batches(pixels, np.arange(count) % 5, np.arange(3, count), batch_size=16, **options)
+
+
+def rows(some, epoch=0, share=(0, 1)):
+    return np.concatenate([batch.rows for batch in some.epoch(epoch, share)])
+
+
+def test_an_epoch_is_every_row_once_with_its_label():
+    some = batches(shuffle=True)
+    assert sorted(rows(some)) == list(range(3, 103))
+    assert not np.array_equal(rows(some, 0), rows(some, 1))
+    assert np.array_equal(rows(some, 1), rows(batches(shuffle=True), 1))
+    for batch in some.epoch(0):
+        assert batch.labels.tolist() == (batch.rows % 5).tolist()
+        assert batch.inputs.shape == (len(batch.rows), 3, 8, 8)
+        assert abs(len(batch.rows) - 100 / len(some)) <= 1
+
+
+def test_two_processes_share_every_batch_without_loss_or_repetition():
+    some = batches(shuffle=True, augment=Augment(flip=True, brightness=0.2))
+    shares = [list(some.epoch(0, (k, 2))) for k in range(2)]
+    for whole, first, second in zip(some.epoch(0), *shares, strict=True):
+        assert np.array_equal(whole.rows, np.concatenate([first.rows, second.rows]))
+        assert torch.allclose(whole.inputs, torch.cat([first.inputs, second.inputs]), atol=1e-6)
+
+
+def test_features_pass_through_as_they_are():
+    features = keyed.uniform("features", 40).astype(np.float32).reshape(10, 4)
+    (batch,) = Batches(features, np.zeros(10), np.arange(10)).epoch()
+    assert torch.equal(batch.inputs, torch.from_numpy(features))
+
+
+def test_a_memory_mapped_store_serves(tmp_path):
+    pixels = np.lib.format.open_memmap(tmp_path / "store.npy", "w+", np.uint8, (6, 8, 8, 3))
+    pixels[:] = 255
+    (batch,) = Batches(pixels, np.zeros(6), np.arange(6)).epoch()
+    assert torch.allclose(batch.inputs, torch.ones(6, 3, 8, 8))
+
+
+def test_nothing_to_do_is_said():
+    with pytest.raises(SkinbookError, match="empty"):
+        Batches(np.zeros((2, 8, 8, 3), np.uint8), np.zeros(2), np.array([]))
+    with pytest.raises(SkinbookError, match="as many labels"):
+        Batches(np.zeros((2, 8, 8, 3), np.uint8), np.zeros(3), np.arange(2))
