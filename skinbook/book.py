@@ -1,0 +1,457 @@
+"""The book around its chapters: text twins, stored outputs, badges and links, generated pages, and the build.
+
+These are the commands behind the Makefile. They work on a checkout of the project, not on an installed wheel.
+
+A chapter is a pair. `chapters/NN_name.md` is its source; `chapters/NN_name.ipynb` has the same cells and the outputs
+of lab/quick. A link from a chapter to another page is written in full, with the repository's address, because a
+notebook is also read in Colab and Kaggle; the rendered book turns it into a link of its own (`setup`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Iterable, Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import unquote, urlsplit
+
+import typer
+
+from skinbook.config import EDITIONS, SkinbookError
+
+HOME = Path(__file__).resolve().parent.parent
+BADGES = ("<!-- badges -->", "<!-- /badges -->")
+PAIRED = re.compile(r"\d\d_\w+")
+# A Markdown link to a page of the book, short (`glossary.md#token`) or in full.
+PAGE_LINK = re.compile(
+    r"\]\((?:https://github\.com/[\w.-]+/[\w.-]+/blob/main/chapters/)?((?:index|datasets|results|glossary|references|\d\d_\w+)\.(?:md|ipynb))(#[\w-]+)?\)"
+)
+
+
+def checkout(home: Path = HOME) -> Path:
+    """The folder of the project.
+
+    Raises
+    ------
+    SkinbookError
+        If the package is installed from a wheel, where there is no book to build.
+    """
+    if not (home / "_toc.yml").is_file():
+        raise SkinbookError(
+            f"{home} is not a checkout of the book (no _toc.yml); clone the repository and run this there."
+        )
+    return home
+
+
+def repository(home: Path = HOME) -> str:
+    """The public address, from `[project.urls]` of pyproject.toml: the one place where it is kept."""
+    with (checkout(home) / "pyproject.toml").open("rb") as file:
+        return tomllib.load(file)["project"]["urls"]["Repository"].rstrip("/")
+
+
+def chapters(home: Path = HOME, wanted: Sequence[str] = ()) -> list[str]:
+    """Names of the chapters (`03_cnn_lstm`) in order; `wanted` narrows them, by number or by name.
+
+    Raises
+    ------
+    SkinbookError
+        If something wanted is no chapter.
+    """
+    there = sorted({p.stem for p in (home / "chapters").glob("[0-9][0-9]_*") if p.suffix in (".md", ".ipynb")})
+    asked = [w for text in wanted for w in text.split()]
+    for one in asked:
+        if not any(one in (name, name[:2], name[3:]) for name in there):
+            raise SkinbookError(f"{one!r} is not a chapter; there are {', '.join(there) or 'none'}.")
+    return [name for name in there if not asked or any(one in (name, name[:2], name[3:]) for one in asked)]
+
+
+# Badges and links
+
+
+def badges(name: str, address: str) -> str:
+    """The lines that open a chapter in Colab, in Kaggle and on GitHub: plain links, so that they work anywhere."""
+    notebook = f"{address}/blob/main/chapters/{name}.ipynb"
+    places = {
+        "Open in Colab": notebook.replace("https://github.com/", "https://colab.research.google.com/github/", 1),
+        "Open in Kaggle": f"https://kaggle.com/kernels/welcome?src={notebook}",
+        "See it on GitHub": notebook,
+    }
+    links = " · ".join(f'<a class="badge-link" href="{link}">{text}</a>' for text, link in places.items())
+    return f"{BADGES[0]}\n<p>{links}</p>\n{BADGES[1]}"
+
+
+def dress(text: str, name: str, address: str) -> str:
+    """A chapter's Markdown with its badges (below the title, or where the markers stand) and its links in full."""
+    block = badges(name, address)
+    if BADGES[0] in text:
+        before, _, rest = text.partition(BADGES[0])
+        text = before + block + rest.partition(BADGES[1])[2]
+    else:
+        text = re.sub(r"^# .+$", lambda title: f"{title.group()}\n\n{block}", text, count=1, flags=re.MULTILINE)
+    return PAGE_LINK.sub(lambda m: f"]({address}/blob/main/chapters/{m[1]}{m[2] or ''})", text)
+
+
+def setup(app) -> dict[str, bool]:
+    """The book's Sphinx extension: links to its own pages become links inside the rendered book, and Sphinx checks them."""
+    own = f"]({repository()}/blob/main/chapters/"
+
+    def make_local(app, page: str, source: list[str]) -> None:
+        source[0] = source[0].replace(own, "](")
+
+    app.connect("source-read", make_local)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
+
+
+def move_repository(url: str, home: Path = HOME) -> list[Path]:
+    """Write a new public address wherever the old one stands; returns the files that changed.
+
+    Raises
+    ------
+    SkinbookError
+        If it is not the address of a GitHub repository.
+    """
+    url = url.strip().removesuffix(".git").rstrip("/")
+    if not re.fullmatch(r"https://github\.com/[\w.-]+/[\w.-]+", url):
+        raise SkinbookError(
+            f"{url!r} is not the address of a GitHub repository; expected https://github.com/OWNER/NAME."
+        )
+    old, new = (urlsplit(a).path for a in (repository(home), url))
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=home, capture_output=True, text=True, check=True).stdout
+    changed = []
+    for path in (
+        home / name for name in listed.split("\0") if name.endswith((".md", ".ipynb", ".toml", ".cff", ".yml"))
+    ):
+        if not path.is_file():
+            continue
+        text = path.read_text(encoding="utf-8")
+        # The same path stands behind github.com and behind Colab's address.
+        if (moved := re.sub(rf"(?<=github\.com|com/github){re.escape(old)}(?![\w-])", new, text)) != text:
+            path.write_text(moved, encoding="utf-8")
+            changed.append(path)
+    return changed
+
+
+# Pairs and outputs
+
+
+def pair(name: str, source: str = "text", home: Path = HOME) -> None:
+    """Bring a chapter's notebook in line with its text twin, or (`source="notebook"`) the other way round.
+
+    Outputs stay with the cells whose code is unchanged. The text is dressed first: badges, links in full.
+    """
+    import jupytext
+    import nbformat
+    from jupytext.combine import combine_inputs_with_outputs
+
+    text, notebook = (home / "chapters" / f"{name}{suffix}" for suffix in (".md", ".ipynb"))
+    if source == "notebook" or not text.is_file():
+        cells = nbformat.read(notebook, as_version=4)
+        cells.metadata["jupytext"] = {"formats": "ipynb,md:myst"}
+        written = jupytext.writes(cells, fmt="md:myst")
+    else:
+        written = text.read_text(encoding="utf-8")
+    _write(text, dress(written, name, repository(home)))
+    cells = jupytext.read(text)
+    if notebook.is_file():
+        cells = combine_inputs_with_outputs(cells, nbformat.read(notebook, as_version=4), fmt={"extension": ".md"})
+    _write(notebook, _notebook_text(cells))
+
+
+def _notebook_text(cells) -> str:
+    """The notebook as JSON: the same for the same cells and outputs, whoever wrote it and on whatever Python."""
+    import nbformat
+
+    cells.nbformat, cells.nbformat_minor = 4, 5
+    cells.metadata = {
+        "jupytext": {"formats": "ipynb,md:myst"},
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
+    seen: dict[str, int] = {}
+    for cell in cells.cells:
+        digest = hashlib.blake2b(f"{cell.cell_type}\n{cell.source}".encode(), digest_size=4).hexdigest()
+        seen[digest] = seen.get(digest, 0) + 1
+        cell.id = f"{digest}-{seen[digest]}"
+    return nbformat.writes(nbformat.from_dict(cells)) + "\n"
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file whole or not at all, and leave it alone when nothing changes."""
+    if path.is_file() and path.read_text(encoding="utf-8") == text:
+        return
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+def execute(notebook: Path, environment: dict[str, str]) -> None:
+    """Run every cell of a notebook, in its own folder and in a fresh kernel, and store the outputs in it.
+
+    Raises
+    ------
+    SkinbookError
+        Naming the notebook and the first cell that failed; the file is then left as it was.
+    """
+    import nbformat
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError, DeadKernelError
+
+    cells = nbformat.read(notebook, as_version=4)
+    client = NotebookClient(
+        cells,
+        timeout=None,
+        kernel_name="python3",
+        record_timing=False,
+        resources={"metadata": {"path": str(notebook.parent)}},
+    )
+    try:
+        client.execute(env=environment)
+    except (CellExecutionError, DeadKernelError) as error:
+        done = [c.execution_count for c in cells.cells if c.cell_type == "code" and c.execution_count]
+        raise SkinbookError(f"{notebook}: code cell {len(done)} failed.\n{error}") from None
+    _write(notebook, _notebook_text(cells))
+
+
+def refresh(name: str, home: Path = HOME) -> None:
+    """Execute a chapter in place, from its text twin, on lab/quick with every other setting at its default."""
+    pair(name, home=home)
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("SKINBOOK_") or k == "SKINBOOK_CACHE"}
+    execute(
+        home / "chapters" / f"{name}.ipynb",
+        {**kept, "SKINBOOK_EDITION": "lab", "SKINBOOK_SCALE": "quick", "HF_HUB_OFFLINE": "1"},
+    )
+
+
+def on_edition(edition: str, home: Path = HOME) -> Path:
+    """A copy of the book under `_build/<edition>`, every chapter of it executed on that edition; returns the folder.
+
+    The notebooks in git are not touched. A chapter that needs what the edition lacks is left out, by name.
+    """
+    if edition not in EDITIONS:
+        raise SkinbookError(f"{edition!r} is not an edition; choose from {', '.join(EDITIONS)}.")
+    copy = home / "_build" / edition
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(home / "chapters", copy / "chapters", ignore=shutil.ignore_patterns(".ipynb_checkpoints", "*.part"))
+    contents = (home / "_toc.yml").read_text(encoding="utf-8")
+    for name in chapters(home):
+        if f"chapters/{name}" not in contents:
+            continue
+        started = time.monotonic()
+        typer.echo(f"{name} on {edition} ...", nl=False)
+        execute(copy / "chapters" / f"{name}.ipynb", {**os.environ, "SKINBOOK_EDITION": edition})
+        typer.echo(f" {time.monotonic() - started:.0f} s")
+    (copy / "_toc.yml").write_text(contents, encoding="utf-8")
+    shutil.copy(home / "_config.yml", copy / "_config.yml")
+    return copy
+
+
+# The build and a look at what it made
+
+
+def build(book: Path) -> Path:
+    """Build the pages from the outputs that the notebooks hold; returns the first page.
+
+    Raises
+    ------
+    SkinbookError
+        If Sphinx warns of anything, or a page links to nowhere or asks another host for a part of itself.
+    """
+    # All pages each time: Sphinx keeps silent about the warnings of pages that it doesn't build again.
+    command = ["build", str(book), "--all", "-W", "-n", "--keep-going", "-q"]
+    if subprocess.run([str(Path(sys.executable).with_name("jupyter-book")), *command], check=False).returncode:
+        raise SkinbookError("The book has warnings, and they count as errors: mend what is listed above.")
+    pages = book / "_build" / "html"
+    if faults := check_pages(pages):
+        raise SkinbookError("\n".join(["The pages have faults:", *faults]))
+    return pages / "index.html"
+
+
+class _Page(HTMLParser):
+    """What a page is made of: its anchors, its links, and the files that a browser fetches to show it."""
+
+    FETCHED = ("script", "img", "iframe", "source", "video", "audio", "embed")
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.anchors: set[str] = set()
+        self.links: list[str] = []
+        self.fetched: list[str] = []
+        self.nameless: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = {key: value or "" for key, value in attrs}
+        self.anchors.update(given[key] for key in ("id", "name") if key in given)
+        if tag == "a" and "href" in given:
+            self.links.append(given["href"])
+        if tag in self.FETCHED and "src" in given:
+            self.fetched.append(given["src"])
+        if tag == "link" and given.get("rel") in ("stylesheet", "preload", "modulepreload", "icon", "preconnect"):
+            self.fetched.append(given.get("href", ""))
+        if tag == "img" and not given.get("alt", "").strip():
+            self.nameless.append(given.get("src", "")[:60])
+
+
+def check_pages(folder: Path) -> list[str]:
+    """Faults of rendered pages: links and anchors that lead nowhere, pictures without a description, foreign hosts."""
+    pages = {path: _Page(path.read_text(encoding="utf-8")) for path in sorted(folder.rglob("*.html"))}
+    faults = []
+    for path, page in pages.items():
+        where = path.relative_to(folder)
+        faults += [f"{where}: a picture has no alt text ({src})" for src in page.nameless]
+        faults += [f"{where}: asks another host for {src}" for src in page.fetched if _foreign(src)]
+        for link in page.links:
+            target = urlsplit(link)
+            if target.scheme or target.netloc or not (target.path or target.fragment):
+                continue
+            file = (path.parent / unquote(target.path)).resolve() if target.path else path
+            if not file.exists():
+                faults.append(f"{where}: links to {link}, which does not exist")
+            elif target.fragment and file in pages and unquote(target.fragment) not in pages[file].anchors:
+                faults.append(f"{where}: links to {link}, but that page has no such anchor")
+    for sheet in sorted(folder.rglob("*.css")):
+        addresses = re.findall(
+            r"(?:url\(|@import)\s*[\"']?((?:https?:)?//[^\"')\s]+)", sheet.read_text(encoding="utf-8")
+        )
+        faults += [f"{sheet.relative_to(folder)}: asks another host for {address}" for address in addresses]
+    return faults
+
+
+def _foreign(address: str) -> bool:
+    return address.startswith("//") or urlsplit(address).scheme in ("http", "https")
+
+
+# Generated pages
+
+
+def slug(heading: str) -> str:
+    """The anchor that GitHub and the rendered book give a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+def references(bibliography: Path) -> str:
+    """The page of references as Markdown, one heading (and so one anchor) for each entry of a BibTeX file.
+
+    An entry's `keywords` names its group, its `annote` says what the book takes from it.
+    """
+    from pybtex.database import parse_file
+
+    groups: dict[str, list[str]] = {}
+    entries = parse_file(str(bibliography)).entries.values()
+    for entry in sorted(entries, key=lambda e: (e.persons["author"][0].last_names[-1].lower(), e.fields["year"])):
+        groups.setdefault(entry.fields["keywords"], []).append(_reference(entry))
+    head = (
+        "# References\n\n<!-- Generated from references.bib by `make generate`. -->\n\n"
+        "What the book builds on, each with a word on what it takes from there. "
+        "The BibTeX is in the repository, `chapters/references.bib`."
+    )
+    return "\n\n".join([head, *(f"## {group}\n\n" + "\n\n".join(groups[group]) for group in sorted(groups))]) + "\n"
+
+
+def _reference(entry) -> str:
+    fields = {key: re.sub(r"[{}]", "", value) for key, value in entry.fields.items()}
+    people = [
+        re.sub(r"[{}]", "", " ".join(map(str, [*p.first_names, *p.middle_names, *p.prelast_names, *p.last_names])))
+        for p in entry.persons["author"]
+    ]
+    family = [re.sub(r"[{}]", "", " ".join([*p.prelast_names, *p.last_names])) for p in entry.persons["author"]]
+    short = family[0] if len(family) == 1 else " and ".join(family) if len(family) == 2 else f"{family[0]} et al."
+    shown = people if len(people) <= 6 else [*people[:5], "others"]
+    names = shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
+    venue = fields.get("journal") or fields.get("booktitle") or fields.get("howpublished", "")
+    if "volume" in fields:
+        venue += f" {fields['volume']}" + (f", {fields['pages'].replace('--', '–')}" if "pages" in fields else "")
+    if "doi" in fields:
+        link = f"[doi:{fields['doi']}](https://doi.org/{fields['doi']})"
+    elif "eprint" in fields:
+        link = f"[arXiv:{fields['eprint']}](https://arxiv.org/abs/{fields['eprint']})"
+    else:
+        link = f"<{fields['url']}>"
+    heading = f"### {short}, {fields['year']}"
+    return f"{heading}\n\n{names}. *{fields['title']}*. {venue}, {fields['year']}. {link}\n\n{fields['annote']}"
+
+
+def generated(home: Path = HOME) -> dict[Path, str]:
+    """What every generated file should hold now: the references, and the chapters' badges and links."""
+    pages = home / "chapters"
+    wanted = {pages / "references.md": references(pages / "references.bib")}
+    for name in chapters(home):
+        if (text := pages / f"{name}.md").is_file():
+            wanted[text] = dress(text.read_text(encoding="utf-8"), name, repository(home))
+    return wanted
+
+
+def generate(home: Path = HOME) -> list[Path]:
+    """Write every generated file; returns those that changed. Afterwards the notebooks follow their twins."""
+    changed = [p for p, text in generated(home).items() if not p.is_file() or p.read_text(encoding="utf-8") != text]
+    for path, text in generated(home).items():
+        _write(path, text)
+    for name in chapters(home):
+        pair(name, home=home)
+    return changed
+
+
+# Commands
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Build and tend the book (in a checkout).")
+Names = Annotated[list[str] | None, typer.Argument(help="Chapters by number or name; all when left out.")]
+
+
+def _tell(paths: Iterable[Path], home: Path = HOME) -> None:
+    for path in paths:
+        typer.echo(f"changed {path.relative_to(home)}")
+
+
+@app.command("build")
+def build_command(
+    edition: Annotated[str, typer.Option(help="Execute every chapter on this edition first, in a copy.")] = "",
+) -> None:
+    """Build the pages, from the stored outputs or executed on an edition."""
+    book = on_edition(edition) if edition else checkout()
+    typer.echo(f"The book is built. Open {build(book)}")
+
+
+@app.command("pair")
+def pair_command(names: Names = None, source: Annotated[str, typer.Option(help="text or notebook")] = "text") -> None:
+    """Bring notebooks in line with their text twins."""
+    if source not in ("text", "notebook"):
+        raise SkinbookError(f"The source is {source!r}; expected text or notebook.")
+    for name in chapters(checkout(), names or ()):
+        pair(name, source)
+
+
+@app.command("refresh")
+def refresh_command(names: Names = None) -> None:
+    """Execute chapters in place on lab/quick."""
+    for name in chapters(checkout(), names or ()):
+        typer.echo(f"{name} ...", nl=False)
+        started = time.monotonic()
+        refresh(name)
+        typer.echo(f" {time.monotonic() - started:.0f} s")
+
+
+@app.command("generate")
+def generate_command() -> None:
+    """Rewrite what is generated."""
+    _tell(generate(checkout()))
+
+
+@app.command("repository")
+def repository_command(url: str) -> None:
+    """Set the public address everywhere."""
+    _tell(move_repository(url, checkout()))
+
+
+if __name__ == "__main__":
+    try:
+        app()
+    except SkinbookError as error:
+        sys.exit(str(error))
