@@ -21,7 +21,8 @@ from skinbook.diagnoses import CLASSES
 
 TABLES = ("HAM10000_metadata", "HAM10000_metadata.tab", "HAM10000_metadata.csv")
 COLUMNS = ("lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization")
-# One photograph under two names and two lesion_ids, byte for byte; found by hashing all 10,015 files.
+MASK_ENDING = "_segmentation"
+# One photograph under two names, byte for byte, found by hashing all 10,015 files. (Each pair shares its lesion_id.)
 IDENTICAL = (("ISIC_0024366", "ISIC_0029861"), ("ISIC_0024777", "ISIC_0029938"))
 REMEDY = "run `skinbook data get ham10000`"
 
@@ -31,23 +32,28 @@ def find(folder: Path) -> Path | None:
     return locate.find_file(folder, TABLES)
 
 
-def read_table(path: Path) -> pd.DataFrame:
-    """The tidy table in the order of image_id. `source` is the file's `dataset`, or "ham10000" where it has none."""
+def columns(path: Path) -> pd.DataFrame:
+    """The eight columns of the tidy table, in the order of the file and not yet checked."""
     raw = tables.read(path, COLUMNS)
     has_dataset = "dataset" in raw.columns
-    table = pd.DataFrame(
+    return pd.DataFrame(
         {
             "image_id": raw["image_id"],
             "lesion_id": raw["lesion_id"],
             "dx": raw["dx"].str.lower(),
             "dx_type": tables.known(raw["dx_type"]),
-            "age": tables.numbers(raw["age"], str(path)),
+            "age": tables.numbers(raw["age"]),
             "sex": tables.known(raw["sex"]),
             "site": tables.known(raw["localization"]),
             "source": raw["dataset"].where(raw["dataset"] != "", "ham10000") if has_dataset else "ham10000",
         }
     )
-    return tidy(table, str(path)).sort_values("image_id", ignore_index=True)
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """The tidy table in the order of image_id. `source` is the file's `dataset`, or "ham10000" where it has none."""
+    table = tables.only(tidy(columns(path), str(path)), CLASSES["ham10000"], path)
+    return table.sort_values("image_id", ignore_index=True)
 
 
 def load(folder: Path) -> Dataset:
@@ -64,8 +70,8 @@ def load(folder: Path) -> Dataset:
     table = read_table(path)
     ids = table["image_id"].tolist()
     images = locate.find_images([path.parent, folder], ids)
-    locate.all_there(images, ids, "image", path)
-    masks = locate.find_images([path.parent, folder], ids, ending="_segmentation")
+    locate.all_there(images, ids, path)
+    masks = locate.find_images([path.parent, folder], ids, ending=MASK_ENDING)
     complete = len(masks) == len(ids)
     return Dataset(
         edition="ham10000",

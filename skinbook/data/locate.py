@@ -97,22 +97,21 @@ def find_images(tops: Iterable[Path], image_ids: Iterable[str], ending: str = ""
     return found
 
 
-def all_there(found: dict[str, Path], image_ids: Sequence[str], what: str, table: Path) -> None:
+def all_there(found: dict[str, Path], image_ids: Sequence[str], table: Path) -> None:
     """SkinbookError if images of the table were not found, with how many, and the first."""
     lacking = [image_id for image_id in image_ids if image_id not in found]
     if lacking:
         raise SkinbookError(
-            f"{table} lists {len(image_ids)} images, and {len(lacking)} of them have no {what} in {table.parent} "
-            f"or below it (the first is {lacking[0]}). Copy the missing files there; `skinbook data verify` lists them all."
+            f"{table} lists {len(image_ids)} images, and {len(lacking)} of them have no file in {table.parent} "
+            f"or below it (the first is {lacking[0]}). "
+            "Copy the missing files there; `skinbook data verify` lists them all."
         )
 
 
 def not_found(name: str, files: Sequence[str], searched: Sequence[Path], remedy: str) -> SkinbookError:
     """The error for a data set that lies in none of the places."""
-    looked = (
-        f"looked in {', '.join(map(str, searched))}" if searched else "SKINBOOK_DATA is not set, the cache is empty"
-    )
+    looked = ", ".join(map(str, searched)) or "no folder (SKINBOOK_DATA is not set, and there is no cache yet)"
     return SkinbookError(
-        f"{name} was not found: {looked} for {' or '.join(files)}. "
+        f"{name} was not found: looked for {' or '.join(files)} in {looked}. "
         f"Set SKINBOOK_DATA to the folder that holds it, or {remedy}."
     )

@@ -86,15 +86,20 @@ def known(column: pd.Series, names: Mapping[str, str] | None = None) -> pd.Serie
     return text.mask(text.isin(MISSING), np.nan)
 
 
-def numbers(column: pd.Series, origin: str) -> pd.Series:
-    """Numbers as float64, words for "unknown" as NaN; SkinbookError that names the row for any other text."""
-    text = known(column).str.replace(",", ".")
-    value = pd.to_numeric(text, errors="coerce")
+def numbers(column: pd.Series) -> pd.Series:
+    """Numbers, and words for "unknown" as missing. Any other text stays as it is, for the schema to find and name."""
+    text = known(column)
+    value = pd.to_numeric(text.str.replace(",", "."), errors="coerce")
     wrong = value.isna() & text.notna()
-    if wrong.any():
-        row = int(np.flatnonzero(wrong)[0])
+    return value.astype(object).where(~wrong, text) if wrong.any() else value.astype("float64")
+
+
+def only(table: pd.DataFrame, classes: Sequence[str], path: Path) -> pd.DataFrame:
+    """The table as it is; SkinbookError if it holds a diagnosis that this data set does not have."""
+    wrong = table.index[~table["dx"].isin(classes)]
+    if len(wrong):
         raise SkinbookError(
-            f"{origin}, row {row + 2}, column {column.name}: found {column.iloc[row]!r}, expected a number or nothing "
-            f"({int(wrong.sum())} such rows). Correct the table."
+            f"{path}, row {wrong[0] + 2}, column dx: found {table['dx'][wrong[0]]!r}, which this data set does not "
+            f"have ({len(wrong)} such rows); expected one of {', '.join(classes)}. Correct the table."
         )
-    return value.astype("float64")
+    return table
