@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,6 +26,7 @@ class Backbone(nn.Module):
     def __init__(self, name: str, weights: str = "none", stride: int | None = None) -> None:
         super().__init__()
         self.name = name
+        self.model: Any
         self.model, self.weights, self.mean, self.std = _load(name, weights)
         self.model.requires_grad_(True)
         self._stage: int | None = None
@@ -159,7 +161,7 @@ def local_weights(name: str) -> Path | None:
     return next((f for f in files if f.name.startswith((f"{name}.", f"{name}_"))), None)
 
 
-def _create(name: str, pretrained: bool) -> nn.Module:
+def _create(name: str, pretrained: bool) -> Any:
     if name == "mobilenet_v2":
         import torchvision
 

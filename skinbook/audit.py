@@ -1,0 +1,187 @@
+"""The leakage audit: what stands on both sides of a split.
+
+`audit(table, split)` looks for lesions, byte-identical files and near-duplicate photographs across the parts, for
+columns that give the label away, and for a test set whose diagnoses are not the data set's. It says so in one line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+
+from skinbook.data.schema import Dataset
+from skinbook.diagnoses import malignant
+from skinbook.splits import PARTS, Split
+
+# Bits of 255 in which two hashes may differ. On HAM10000, all but one of the 92 pairs within 28 bits share a lesion_id, and
+# two million random pairs of other lesions never come nearer than 50.
+NEAR = 28
+HASH_SIDE, KEPT_SIDE = 32, 16
+GIVEAWAY_ROWS = 50
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What an audit found.
+
+    lesions : one row a diagnosis and one for all: photographs in test, and those whose lesion is also in train or
+        validation. identical, near : pairs of photographs on two sides (image_id, image_id, part, part; for `near` the
+        distance in bits and whether the lesion is the same). giveaways : values of a column that decide the label.
+    mix : the share of each diagnosis in each part.
+    """
+
+    lesions: pd.DataFrame
+    identical: pd.DataFrame
+    near: pd.DataFrame
+    giveaways: pd.DataFrame
+    mix: pd.DataFrame
+    looked_at_images: bool
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def leaks(self) -> bool:
+        """Whether something of the test set is known in training: a lesion, or one and the same file."""
+        return self._count("shared") > 0 or len(self.identical) > 0
+
+    def _count(self, column: str) -> int:
+        return int(self.lesions[column].to_dict()["all"])
+
+    @property
+    def verdict(self) -> str:
+        """One line."""
+        shared, total = self._count("shared"), self._count("in test")
+        found = []
+        if shared:
+            found.append(
+                f"{shared} of {total} test photographs ({shared / total:.0%}) show a lesion that is also in training"
+            )
+        if len(self.identical):
+            found.append(f"{len(self.identical)} byte-identical pairs stand on two sides")
+        images = "" if self.looked_at_images else " (the images were not looked at)"
+        if found:
+            return f"LEAKS: {'; '.join(found)}{images}."
+        return f"Clean: no lesion{' and no file' if self.looked_at_images else ''} stands on two sides{images}."
+
+
+def audit(table: pd.DataFrame, split: Split, dataset: Dataset | None = None, pixels: np.ndarray | None = None) -> Audit:
+    """Audit a split.
+
+    Parameters
+    ----------
+    table : the tidy table. split : a part for each of its photographs.
+    dataset : where the photographs are, for finding byte-identical files.
+    pixels : uint8 (n, height, width, 3) in the table's order, for finding near-duplicates.
+    """
+    part = split.parts.reindex(table["image_id"]).to_numpy()
+    return Audit(
+        lesions=shared_lesions(table, part),
+        identical=_across(identical_files(table, dataset), table, part) if dataset else _no_pairs(),
+        near=_across(near_duplicates(table, pixels), table, part) if pixels is not None else _no_pairs(),
+        giveaways=giveaways(table),
+        mix=pd.crosstab(table["dx"], part, normalize="columns")[[p for p in PARTS if p in set(part)]],
+        looked_at_images=dataset is not None,
+    )
+
+
+def shared_lesions(table: pd.DataFrame, part: np.ndarray) -> pd.DataFrame:
+    """For each diagnosis and for all: photographs in test, and how many show a lesion that is in train or validation."""
+    known = set(table["lesion_id"][part != "test"])
+    test = table[part == "test"]
+    shared = test["lesion_id"].isin(known)
+    counts = pd.DataFrame({"in test": test.groupby("dx").size(), "shared": shared.groupby(test["dx"]).sum()})
+    counts = counts.sort_values("in test", ascending=False)
+    counts.loc["all"] = [len(test), int(shared.sum())]
+    counts = counts.astype(int)
+    counts["share"] = counts["shared"] / counts["in test"]
+    return counts
+
+
+def identical_files(table: pd.DataFrame, dataset: Dataset) -> list[tuple[int, int, int]]:
+    """Pairs of rows whose image files are the same to the byte (or whose pixels are, where there are no files)."""
+    digests: dict[bytes, list[int]] = {}
+    for row, image in enumerate(table["image_id"]):
+        path = dataset.images.path(image)
+        content = path.read_bytes() if path is not None else dataset.images.read(image).tobytes()
+        digests.setdefault(hashlib.blake2b(content, digest_size=16).digest(), []).append(row)
+    return [(a, b, 0) for rows in digests.values() for a, b in combinations(rows, 2)]
+
+
+def perceptual_hashes(pixels: np.ndarray, chunk: int = 1024) -> np.ndarray:
+    """A hash of each photograph that barely changes with its brightness, contrast, size or compression.
+
+    The signs of the lowest frequencies of a cosine transform of the grey image, without the constant one (the pHash of
+    Zauner, "Implementation and benchmarking of perceptual image hash functions", 2010, with 255 bits instead of 64:
+    centred lesions on plain skin look alike at 64 bits).
+
+    Returns
+    -------
+    uint64 (n, 4).
+    """
+    import torch
+    from torch.nn.functional import adaptive_avg_pool2d
+
+    k, x = np.arange(KEPT_SIDE)[:, None], np.arange(HASH_SIDE)[None, :]
+    basis = np.cos(np.pi * k * (2 * x + 1) / (2 * HASH_SIDE))
+    hashes = []
+    for start in range(0, len(pixels), chunk):
+        grey = torch.from_numpy(pixels[start : start + chunk].astype(np.float32)) @ torch.tensor([0.299, 0.587, 0.114])
+        small = adaptive_avg_pool2d(grey[:, None], HASH_SIDE)[:, 0].double().numpy()
+        waves = (basis @ small @ basis.T).reshape(len(small), -1)
+        waves[:, 0] = np.inf  # the constant one: it says how bright the photograph is, nothing else
+        signs = waves > np.median(waves, axis=1, keepdims=True)
+        hashes.append(np.packbits(signs, axis=1).view(np.uint64))
+    return np.concatenate(hashes)
+
+
+def near_duplicates(table: pd.DataFrame, pixels: np.ndarray, within: int = NEAR) -> list[tuple[int, int, int]]:
+    """Pairs of rows whose perceptual hashes differ in at most `within` bits, with that number."""
+    hashes = perceptual_hashes(pixels)
+    pairs = []
+    for start in range(0, len(hashes), 256):
+        block = hashes[start : start + 256]
+        later = hashes[start:]
+        distance = np.zeros((len(block), len(later)), dtype=np.uint16)
+        for word in range(hashes.shape[1]):
+            distance += np.bitwise_count(block[:, None, word] ^ later[None, :, word])
+        rows, others = np.nonzero(distance <= within)
+        pairs += [
+            (start + int(a), start + int(b), int(distance[a, b])) for a, b in zip(rows, others, strict=True) if a < b
+        ]
+    return pairs
+
+
+def giveaways(table: pd.DataFrame) -> pd.DataFrame:
+    """Values of a column that decide the label: every photograph that has one has the same diagnosis, or none is cancer.
+
+    A value counts from `GIVEAWAY_ROWS` photographs on, and where so many alike would come by chance less than once in
+    a million times ("chance" is the logarithm, to base 10, of how likely that is if the value meant nothing).
+    """
+    found = []
+    cancer = table["dx"].map(lambda dx: "malignant" if malignant(dx) else "benign")
+    for column in ("dx_type", "age", "sex", "site", "source"):
+        for value, rows in table.groupby(column).groups.items():
+            for label in (table["dx"], cancer):
+                always = label[rows].iloc[0]
+                chance = len(rows) * np.log10((label == always).mean())
+                if len(rows) >= GIVEAWAY_ROWS and (label[rows] == always).all() and chance < -6:
+                    found.append((column, value, always, len(rows), round(float(chance))))
+                    break
+    return pd.DataFrame(found, columns=["column", "value", "always", "photographs", "chance (log10)"])
+
+
+def _across(pairs: list[tuple[int, int, int]], table: pd.DataFrame, part: np.ndarray) -> pd.DataFrame:
+    lesion, image = table["lesion_id"].to_numpy(), table["image_id"].to_numpy()
+    rows = [
+        (image[a], image[b], part[a], part[b], distance, lesion[a] == lesion[b])
+        for a, b, distance in pairs
+        if part[a] != part[b]
+    ]
+    return pd.DataFrame(rows, columns=_no_pairs().columns)
+
+
+def _no_pairs() -> pd.DataFrame:
+    return pd.DataFrame(columns=["image", "other image", "part", "other part", "distance", "same lesion"])
