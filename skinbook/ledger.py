@@ -1,0 +1,396 @@
+"""The ledger: results of real lesions, each with where it comes from; and the tolerances of results.
+
+`data/results/<edition>-<scale>.json` is written by `skinbook run --record` alone, never by hand and never by a test.
+`data/tolerances/<edition>-<scale>.json` says how far a result may move from run to run, as measured by
+`skinbook spread` (or by the seeds of a recorded run).
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import html
+import json
+import math
+import os
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from skinbook import __version__
+from skinbook.config import SkinbookError, book_data
+from skinbook.files import replaced
+
+# The bundles in which a notebook's outputs carry what was said.
+SETUP, REPORT, CLAIM, SAY, LEDGER, FACTS = (
+    f"application/vnd.skinbook.{kind}+json" for kind in ("setup", "report", "claim", "say", "ledger", "facts")
+)
+HOLDS, UNDECIDED, FAILS = "holds", "undecided", "does not hold"
+EXACT = 1e-9  # how near a result that has no tolerance must be
+LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pandas")
+NOT_MEASURED = ("exercise", "ledger")  # tags of cells that leave a chapter's results as they are
+ABOUT_RESULTS = (
+    "Written by `skinbook run --record`, never by hand. A value is the mean over the seeds; low and high are the means "
+    "of the ends of the seeds' intervals. A claim's verdict comes from that averaged interval."
+)
+ABOUT_TOLERANCES = (
+    "Written by `skinbook spread`, or by `skinbook run --record` with several seeds. A tolerance is half the width of "
+    "the 99 % prediction interval of one further run; a value that never moved has tolerance 0."
+)
+
+
+def verdict(low: float, high: float, above: float = 0.0) -> str:
+    """What an interval says about a claim that something lies above a value."""
+    if low > above:
+        return HOLDS
+    return FAILS if high <= above else UNDECIDED
+
+
+def shown(value: float | None, low: float | None = None, high: float | None = None, digits: int = 2) -> str:
+    """A number for a reader, with the ends of its interval where it has one. Whole numbers are shown whole."""
+
+    def one(number: float | None) -> str:
+        if number is None:
+            return "undefined"
+        if isinstance(number, int):
+            return f"{number:,}"
+        # A number too small for its decimals would be shown as 0.00.
+        return f"{number:,.{digits}f}" if number == 0 or abs(number) >= 0.5 * 10**-digits else f"{number:.1e}"
+
+    if low is None or high is None:
+        return one(value)
+    ends = ", ".join(f"{end:,.{digits}f}" if isinstance(end, float) else one(end) for end in (low, high))
+    return f"{one(value)}  [{ends}]"
+
+
+# What a run said
+
+
+def said(cells: Iterable[Any]) -> dict[str, dict[str, dict[str, Any]]]:
+    """The reports and claims in the outputs of a notebook's cells, each by its name, in order.
+
+    Raises
+    ------
+    SkinbookError
+        If a name or a sentence comes twice.
+    """
+    found: dict[str, dict[str, dict[str, Any]]] = {"reports": {}, "claims": {}}
+    for cell in cells:
+        for kind, mime, key in (("reports", REPORT, "name"), ("claims", CLAIM, "sentence")):
+            for payload in payloads(cell.get("outputs", ()), mime):
+                if payload[key] in found[kind]:
+                    raise SkinbookError(
+                        f"{payload[key]!r} is {'reported' if kind == 'reports' else 'claimed'} twice in this chapter: "
+                        "reword one of the two."
+                    )
+                found[kind][payload[key]] = {k: v for k, v in payload.items() if k != key}
+    return found
+
+
+def payloads(outputs: Iterable[Any], mime: str) -> list[dict[str, Any]]:
+    """What the outputs of a cell carry in bundles of one kind."""
+    return [output["data"][mime] for output in outputs if mime in output.get("data", {})]
+
+
+# Where results come from
+
+
+def surroundings(device: str = "cpu") -> dict[str, Any]:
+    """Versions and hardware, in words that name no machine."""
+    versions = {"skinbook": __version__, "python": platform.python_version()}
+    for library in LIBRARIES:
+        try:
+            versions[library] = metadata.version(library)
+        except metadata.PackageNotFoundError:
+            continue
+    hardware: dict[str, Any] = {
+        "cpu": _cpu(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+    }
+    if device != "cpu":
+        import torch
+
+        hardware["accelerator"] = torch.cuda.get_device_name() if device == "cuda" else "Apple GPU"
+    return {"versions": versions, "hardware": hardware}
+
+
+def _cpu() -> str:
+    """The processor's model."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def code_hash(cells: Iterable[Any], recipe: Mapping[str, Any] | None = None) -> str:
+    """Twelve digits that change with a chapter's code or recipe, and not with comments, formatting or exercises."""
+    from IPython.core.inputtransformer2 import TransformerManager
+
+    code = [
+        TransformerManager().transform_cell(cell["source"])
+        for cell in cells
+        if cell["cell_type"] == "code" and not set(cell["metadata"].get("tags", ())) & set(NOT_MEASURED)
+    ]
+    return _hashed([*map(_normal_source, code), json.dumps(recipe or {}, sort_keys=True, default=str)])
+
+
+def package_hash(folder: Path | None = None) -> str:
+    """Twelve digits that change with the package's code, and not with its comments, docstrings or formatting."""
+    folder = folder or Path(__file__).resolve().parent
+    files = sorted(folder.rglob("*.py"), key=lambda file: file.relative_to(folder).as_posix())
+    return _hashed(
+        text
+        for file in files
+        for text in (file.relative_to(folder).as_posix(), _normal_source(file.read_text(encoding="utf-8")))
+    )
+
+
+def _hashed(texts: Iterable[str]) -> str:
+    return hashlib.blake2b("\0".join(texts).encode(), digest_size=6).hexdigest()
+
+
+def _normal_source(source: str) -> str:
+    """Code without comments, formatting and docstrings, the same on every version of Python.
+
+    (`ast.dump` isn't: newer versions have fields that older ones lack. Empty fields are left out here.)
+    """
+
+    def normal(node: Any) -> Any:
+        if isinstance(node, ast.AST):
+            fields = {name: normal(value) for name, value in ast.iter_fields(node)}
+            return [type(node).__name__, {k: v for k, v in fields.items() if v not in (None, [])}]
+        if isinstance(node, list):
+            return [normal(item) for item in node if not _is_text(item)]
+        return repr(node) if node is not None else None
+
+    return json.dumps(normal(ast.parse(source)), sort_keys=True)
+
+
+def _is_text(node: Any) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
+# Ledger and tolerances
+
+
+def file_of(kind: str, edition: str, scale: str) -> Path:
+    """The file of `results` or `tolerances` of an edition at a scale."""
+    return book_data(kind, f"{edition}-{scale}.json")
+
+
+def read(kind: str, edition: str, scale: str, chapter: str) -> dict[str, Any]:
+    """What a file holds of one chapter; empty where there is no file or no such chapter."""
+    return _load(file_of(kind, edition, scale)).get("chapters", {}).get(chapter, {})
+
+
+def recorded(edition: str, scale: str) -> dict[str, Any]:
+    """Every chapter's results of an edition at a scale, by chapter."""
+    return _load(file_of("results", edition, scale)).get("chapters", {})
+
+
+def _load(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise SkinbookError(
+            f"data/{file.parent.name}/{file.name} cannot be read ({error}). Restore it from git."
+        ) from None
+
+
+def write(kind: str, edition: str, scale: str, chapter: str, entry: Mapping[str, Any]) -> Path:
+    """Put a chapter's entry in the place of its last one; the other chapters stay as they are."""
+    from filelock import FileLock
+
+    file = file_of(kind, edition, scale)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    about = ABOUT_RESULTS if kind == "results" else ABOUT_TOLERANCES
+    lock = file.with_suffix(".json.lock")
+    with FileLock(lock):
+        chapters = _load(file).get("chapters", {}) | {chapter: entry}
+        whole = {"about": about, "edition": edition, "scale": scale, "chapters": dict(sorted(chapters.items()))}
+        with replaced(file) as partial:
+            partial.write_text(
+                json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+            )
+    lock.unlink(missing_ok=True)
+    return file
+
+
+def entry(runs: Mapping[int, Mapping[str, Any]], date: str) -> dict[str, Any]:
+    """The ledger's entry of a chapter.
+
+    Parameters
+    ----------
+    runs : what `skinbook run` kept of each seed: `reports`, `claims`, `facts`, `minutes`, `code` and `package`.
+    date : the day, in UTC, as 2026-01-31.
+
+    Raises
+    ------
+    SkinbookError
+        If the seeds do not report and claim the same things, or do not come from the same code.
+    """
+    seeds = sorted(runs)
+    first = runs[seeds[0]]
+    for seed in seeds[1:]:
+        for kind in ("reports", "claims"):
+            if odd := sorted(set(runs[seed][kind]) ^ set(first[kind])):
+                raise SkinbookError(
+                    f"Seeds {seeds[0]} and {seed} differ in their {kind}: {odd[0]!r} is in one of them only. "
+                    "A chapter must say the same things with every seed."
+                )
+        if runs[seed]["code"] != first["code"]:
+            raise SkinbookError(f"Seeds {seeds[0]} and {seed} ran different code. Run them again without --resume.")
+    facts, notes = first["facts"], first["facts"].get("notes", {})
+    provenance = {
+        "date": date,
+        "code": first["code"],
+        "package": _one_or_all(runs[s]["package"] for s in seeds),
+        **{key: _one_or_all(runs[s]["facts"].get("notes", {}).get(key) for s in seeds) for key in sorted(notes)},
+        "hardware": facts["hardware"],
+        "versions": facts["versions"],
+        "minutes": {str(s): round(runs[s]["minutes"], 1) for s in seeds},
+    }
+    return {
+        "provenance": provenance,
+        "reports": {name: _over_seeds({s: runs[s]["reports"][name] for s in seeds}) for name in first["reports"]},
+        "claims": {name: _claim_over_seeds({s: runs[s]["claims"][name] for s in seeds}) for name in first["claims"]},
+    }
+
+
+def _one_or_all(values: Iterable[Any]) -> Any:
+    """The value that all share, or else the list of those that differ."""
+    different: list[Any] = []
+    for value in values:
+        if value not in different:
+            different.append(value)
+    return different[0] if len(different) == 1 else different
+
+
+def _over_seeds(seeds: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+    means = {key: _mean([payload[key] for payload in seeds.values()]) for key in ("value", "low", "high")}
+    return means | {"seeds": {str(seed): dict(payload) for seed, payload in seeds.items()}}
+
+
+def _claim_over_seeds(seeds: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+    over = _over_seeds(seeds)
+    above = next(iter(seeds.values())).get("above", 0.0)
+    known = over["low"] is not None and over["high"] is not None
+    return {"verdict": verdict(over["low"], over["high"], above) if known else UNDECIDED, "above": above, **over}
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    there = [value for value in values if value is not None]
+    if len(there) < len(values) or not there:
+        return None
+    return there[0] if len(set(there)) == 1 else math.fsum(there) / len(there)
+
+
+def tolerances(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A chapter's entry of tolerances, from runs that differ in seed or threads (`reports`, `claims`, `run`, `code`).
+
+    The tolerance is t(0.995, n-1) · sd · √(1 + 1/n), half the width of the 99 % prediction interval of one further run
+    (for instance Hahn and Meeker, "Statistical Intervals", 1991, section 4.7); 0 where all runs gave one value.
+    """
+    from scipy import stats
+
+    def spread(name: str) -> dict[str, Any]:
+        values = [run["reports"].get(name, {}).get("value") for run in runs]
+        there = [value for value in values if value is not None]
+        n = len(there)
+        mean = math.fsum(there) / n if n else 0.0
+        still = n > 0 and min(there) == max(there)
+        sd = 0.0 if still or n < 2 else math.sqrt(math.fsum((v - mean) ** 2 for v in there) / (n - 1))
+        tolerance = sd * float(stats.t.ppf(0.995, n - 1)) * math.sqrt(1 + 1 / n) if sd else 0.0
+        return {"tolerance": float(f"{tolerance:.3g}"), "sd": float(f"{sd:.3g}"), "n": n, "values": values}
+
+    def verdicts(sentence: str) -> dict[str, Any]:
+        seen = [run["claims"].get(sentence, {}).get("verdict") for run in runs]
+        return {"varies": len(set(seen)) > 1, "verdicts": seen}
+
+    return {
+        "code": runs[0]["code"],
+        "runs": [run["run"] for run in runs],
+        "reports": {name: spread(name) for name in dict.fromkeys(n for run in runs for n in run["reports"])},
+        "claims": {name: verdicts(name) for name in dict.fromkeys(n for run in runs for n in run["claims"])},
+    }
+
+
+def tolerance(edition: str, scale: str, chapter: str, name: str) -> float:
+    """How far a report may move; `EXACT` where nothing else was measured."""
+    measured = read("tolerances", edition, scale, chapter).get("reports", {}).get(name, {})
+    return max(EXACT, measured.get("tolerance", 0.0))
+
+
+# On a page
+
+
+def value(name: str, chapter: str, edition: str, scale: str) -> SimpleNamespace | None:
+    """A report's or claim's `.value`, `.low` and `.high`, or None."""
+    held = read("results", edition, scale, chapter)
+    found = held.get("reports", {}).get(name) or held.get("claims", {}).get(name)
+    return SimpleNamespace(**{key: found[key] for key in ("value", "low", "high")}) if found else None
+
+
+def page(chapter: str, edition: str, scale: str, names: Sequence[str] | None = None) -> tuple[str, str]:
+    """A chapter's results as text and as HTML: a table of reports, the claims, and a line on where they come from."""
+    import pandas as pd
+
+    held = read("results", edition, scale, chapter)
+    rows = {
+        **{n: (n, shown(r["value"], r["low"], r["high"]), len(r["seeds"])) for n, r in held.get("reports", {}).items()},
+        **{
+            n: (n, f"{c['verdict']}: {shown(c['value'], c['low'], c['high'])}", len(c["seeds"]))
+            for n, c in held.get("claims", {}).items()
+        },
+    }
+    if names is not None:
+        rows = {name: rows[name] for name in names if name in rows}
+    if not rows:
+        sentence = f"The ledger holds no results of {chapter} on {edition} at {scale} scale yet."
+        return sentence, f"<p>{html.escape(sentence)}</p>"
+    table = pd.DataFrame(list(rows.values()), columns=["name", "value [95 % interval]", "seeds"])
+    line = provenance_line(held["provenance"], edition, scale)
+    text = f"{table.to_string(index=False, justify='left')}\n\n{line}"
+    return text, f"{table.to_html(index=False, border=0, justify='left')}\n<p><small>{html.escape(line)}</small></p>"
+
+
+def provenance_line(about: Mapping[str, Any], edition: str, scale: str) -> str:
+    """Where results come from, in one line."""
+    hardware, versions, minutes = about["hardware"], about["versions"], list(about["minutes"].values())
+    cores = f"{hardware['cores']} CPU core{'s' if hardware['cores'] != 1 else ''}"
+    parts = [
+        f"{edition}, {scale} scale, {about['date']}",
+        hardware.get("accelerator", cores),
+        f"{math.fsum(minutes) / len(minutes):.1f} minutes a seed",
+        ", ".join(f"{name} {versions[name]}" for name in ("skinbook", "torch", "timm") if name in versions),
+    ]
+    if about.get("weights"):
+        weights = about["weights"]
+        parts.append(f"weights: {weights if isinstance(weights, str) else ', '.join(map(str, weights))}")
+    if about.get("split"):
+        parts.append(f"split {about['split']}")
+    return "; ".join(parts) + "."
+
+
+def digest(*texts: str) -> str:
+    """Twelve digits by which a stored page is known to be the ledger's of today."""
+    return _hashed(texts)
+
+
+def out_of_date(outputs: Iterable[Any]) -> list[str]:
+    """Sentences on outputs of a cell tagged `ledger` that are not what the ledger gives now."""
+    faults = []
+    for asked in payloads(outputs, LEDGER):
+        now = page(asked["chapter"], asked["edition"], asked["scale"], asked["names"])
+        if digest(*now) != asked["digest"]:
+            faults.append(
+                f"The stored results of {asked['chapter']} on {asked['edition']}-{asked['scale']} are not those of the "
+                "ledger: run `make refresh-ledger`."
+            )
+    return faults
