@@ -60,7 +60,7 @@ refresh-ledger: $(STAMP) ## re-execute just the cells that show results of real 
 generate: $(STAMP) ## rewrite what is generated: results in README and book, references, badges, links
 	$(BOOK) generate
 
-repository: $(STAMP) ## set the public address everywhere: make repository URL=https://github.com/you/skinbook
+repository: $(STAMP) ## set the public address everywhere: make repository URL=https://github.com/NAME/REPOSITORY
 	$(BOOK) repository "$(URL)"
 
 spread: $(STAMP) ## measure the spread over seeds and threads that the tolerances come from

@@ -100,7 +100,7 @@ def dress(text: str, name: str, address: str) -> str:
 
 
 def setup(app) -> dict[str, bool]:
-    """The book's Sphinx extension: links to its own pages become links inside the rendered book, and Sphinx checks them."""
+    """The book's Sphinx extension: links to its own pages become links inside the rendered book, checked by Sphinx."""
     own = f"]({repository()}/blob/main/chapters/"
 
     def make_local(app, page: str, source: list[str]) -> None:
@@ -210,6 +210,7 @@ def execute(notebook: Path, environment: dict[str, str]) -> None:
         timeout=None,
         kernel_name="python3",
         record_timing=False,
+        extra_arguments=["--IPKernelApp.log_level=ERROR"],
         resources={"metadata": {"path": str(notebook.parent)}},
     )
     try:
@@ -237,20 +238,36 @@ def on_edition(edition: str, home: Path = HOME) -> Path:
     """
     if edition not in EDITIONS:
         raise SkinbookError(f"{edition!r} is not an edition; choose from {', '.join(EDITIONS)}.")
+    from skinbook import chapter
+
     copy = home / "_build" / edition
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(home / "chapters", copy / "chapters", ignore=shutil.ignore_patterns(".ipynb_checkpoints", "*.part"))
-    contents = (home / "_toc.yml").read_text(encoding="utf-8")
+    shutil.copy(home / "_config.yml", copy)
+    shutil.copy(home / "_toc.yml", copy)
     for name in chapters(home):
-        if f"chapters/{name}" not in contents:
+        notebook = copy / "chapters" / f"{name}.ipynb"
+        if absent := chapter.lacking(chapter.recipe(name, edition, "quick")["needs"], edition):
+            sentence = chapter.left_out(name, edition, absent)
+            typer.echo(sentence)
+            _stand_in(notebook, sentence)
             continue
         started = time.monotonic()
         typer.echo(f"{name} on {edition} ...", nl=False)
-        execute(copy / "chapters" / f"{name}.ipynb", {**os.environ, "SKINBOOK_EDITION": edition})
+        execute(notebook, {**os.environ, "SKINBOOK_EDITION": edition})
         typer.echo(f" {time.monotonic() - started:.0f} s")
-    (copy / "_toc.yml").write_text(contents, encoding="utf-8")
-    shutil.copy(home / "_config.yml", copy / "_config.yml")
     return copy
+
+
+def _stand_in(notebook: Path, sentence: str) -> None:
+    """Put a page with one sentence in a chapter's place, so that links to it still lead somewhere."""
+    import nbformat
+
+    cells = nbformat.read(notebook, as_version=4)
+    title = re.search(r"^# .+$", cells.cells[0].source, flags=re.MULTILINE)
+    text = f"{title.group() if title else f'# {notebook.stem}'}\n\n{sentence}"
+    cells.cells = [nbformat.v4.new_markdown_cell(text)]
+    _write(notebook, _notebook_text(cells))
 
 
 # The build and a look at what it made
