@@ -93,16 +93,21 @@ def _eight(raw: pd.DataFrame, image_id: pd.Series, dx: pd.Series) -> pd.DataFram
 def read_table(path: Path) -> pd.DataFrame:
     """The tidy table in the order of image_id."""
     table = columns(path)
-    is_isic = path.name.lower() == ISIC.lower()
-    ours = table["lesion_id"].str.startswith("BCN_") | (not is_isic)
-    keep = ours & table["dx"].notna()
+    kept, left_out = keep(table, path)
+    if kept.empty:
+        raise SkinbookError(f"{path} holds no photograph of BCN20000 with a diagnosis. Is it the right file?")
     # Checked whole, rows to be left out included, so that the row a message names is the file's.
     checked = tables.only(tidy(table.assign(dx=table["dx"].fillna("nv")), str(path)), CLASSES["bcn20000"], path)
-    if not keep.any():
-        raise SkinbookError(f"{path} holds no photograph of BCN20000 with a diagnosis. Is it the right file?")
-    ours_only = checked[keep.to_numpy()].sort_values("image_id", ignore_index=True)
-    ours_only.attrs["left_out"] = int((ours & ~keep).sum())
-    return ours_only
+    checked = checked.loc[kept.index].sort_values("image_id", ignore_index=True)
+    checked.attrs["left_out"] = left_out
+    return checked
+
+
+def keep(table: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, int]:
+    """The rows of BCN20000 that have a diagnosis, under their row numbers, and how many have none."""
+    is_isic = path.name.lower() == ISIC.lower()
+    ours = table["lesion_id"].str.startswith("BCN_") | (not is_isic)
+    return table[ours & table["dx"].notna()], int((ours & table["dx"].isna()).sum())
 
 
 def load(folder: Path) -> Dataset:

@@ -81,7 +81,7 @@ def _fault(path: Path, error: Exception) -> str:
 
 def _upright_rgb(image: Image.Image) -> tuple[Image.Image, str | None]:
     profile = image.info.get("icc_profile")
-    if image.getexif().get(0x0112, 1) != 1:
+    if _orientation(image) != 1:
         image = ImageOps.exif_transpose(image)
     kind, mode = None, image.mode
     if mode == "F":
@@ -99,6 +99,13 @@ def _upright_rgb(image: Image.Image) -> tuple[Image.Image, str | None]:
     if profile and image.mode in ("RGB", "CMYK", "L"):
         image = _to_srgb(image, profile)
     return image if image.mode == "RGB" else image.convert("RGB"), kind
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(0x0112, 1)
+    except Exception:  # a damaged mark is no reason to refuse the photograph
+        return 1
 
 
 def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:

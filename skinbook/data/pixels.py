@@ -9,8 +9,10 @@ written, and the few images decoded ahead of it, are done again. Only the last s
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -106,6 +108,8 @@ def build(
     plan = _Plan(path, fingerprint, image_ids, (height, width), what)
     store = plan.open()
     if store is not None:
+        with contextlib.suppress(OSError):  # a kill just after the last rename leaves the list
+            plan.finished.unlink()
         return store
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -114,19 +118,19 @@ def build(
         with FileLock(f"{path}.lock"):  # a second process waits here, and then finds the store finished
             store = plan.open()
             if store is None:
-                _fill(plan, source, progress, workers or os.cpu_count() or 1)
+                try:
+                    _fill(plan, source, progress, workers or os.cpu_count() or 1)
+                except (SkinbookError, OSError):
+                    plan.remove_partial()
+                    raise
                 store = plan.open()
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            plan.remove_partial()
             raise _no_space(path.parent, plan.bytes) from None
         raise SkinbookError(
             f"The pixel store cannot be written in {path.parent} ({error.strerror}). "
             "Set SKINBOOK_CACHE to a folder that you may write to."
         ) from None
-    except SkinbookError:
-        plan.remove_partial()
-        raise
     if store is None:
         raise SkinbookError(f"The pixel store {path} changed while it was written. Remove it and run this again.")
     return store
@@ -254,8 +258,6 @@ def _fill(plan: _Plan, source: ImageSource, progress: bool, workers: int) -> Non
 
 
 def _npy_header(shape: tuple[int, ...]) -> bytes:
-    import io
-
     file = io.BytesIO()
     np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
     return file.getvalue()
