@@ -11,6 +11,7 @@ import numbers
 import os
 import re
 import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import SimpleNamespace
@@ -358,3 +359,12 @@ def facts() -> None:
     found = ledger.surroundings(_run.chapter.device if _run.chapter else "cpu")
     found["notes"] = dict(_run.chapter.notes) if _run.chapter else {}
     _show("facts", FACTS, found)
+
+
+def exercise(name: str, check: Callable[[], Any]) -> None:
+    """Say whether an exercise is right: "not yet" until `check` returns something true, whatever else happens in it."""
+    try:
+        right = bool(check())
+    except Exception:
+        right = False  # an unfinished answer may fail in any way
+    print(f"Exercise {name}: {'right' if right else 'not yet'}")
