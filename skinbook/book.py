@@ -25,11 +25,11 @@ from urllib.parse import unquote, urlsplit
 
 import typer
 
-from skinbook.config import EDITIONS, SkinbookError
+from skinbook.config import EDITIONS, SCALES, SkinbookError
 
 HOME = Path(__file__).resolve().parent.parent
 BADGES = ("<!-- badges -->", "<!-- /badges -->")
-PAIRED = re.compile(r"\d\d_\w+")
+RESULTS = re.compile(r"(<!-- results\s(.*?)-->\n)(.*?)(<!-- /results -->)", re.DOTALL)
 # A Markdown link to a page of the book, short (`glossary.md#token`) or in full.
 PAGE_LINK = re.compile(
     r"\]\((?:https://github\.com/[\w.-]+/[\w.-]+/blob/main/chapters/)?((?:index|datasets|results|glossary|references|\d\d_\w+)\.(?:md|ipynb))(#[\w-]+)?\)"
@@ -149,7 +149,6 @@ def pair(name: str, source: str = "text", home: Path = HOME) -> None:
     """
     import jupytext
     import nbformat
-    from jupytext.combine import combine_inputs_with_outputs
 
     text, notebook = (home / "chapters" / f"{name}{suffix}" for suffix in (".md", ".ipynb"))
     if source == "notebook" or not text.is_file():
@@ -161,8 +160,20 @@ def pair(name: str, source: str = "text", home: Path = HOME) -> None:
     _write(text, dress(written, name, repository(home)))
     cells = jupytext.read(text)
     if notebook.is_file():
-        cells = combine_inputs_with_outputs(cells, nbformat.read(notebook, as_version=4), fmt={"extension": ".md"})
+        _keep_outputs(cells, nbformat.read(notebook, as_version=4))
     _write(notebook, _notebook_text(cells))
+
+
+def _keep_outputs(cells, before) -> None:
+    """Give code cells the outputs that the same code had before (jupytext would also give them to changed code)."""
+    had: dict[str, list] = {}
+    for cell in before.cells:
+        if cell.cell_type == "code":
+            had.setdefault(cell.source, []).append(cell)
+    for cell in cells.cells:
+        if cell.cell_type == "code" and had.get(cell.source):
+            same = had[cell.source].pop(0)
+            cell.outputs, cell.execution_count = same.outputs, same.execution_count
 
 
 def _notebook_text(cells) -> str:
@@ -396,20 +407,89 @@ def _reference(entry) -> str:
     return f"{heading}\n\n{names}. *{fields['title']}*. {venue}, {fields['year']}. {link}\n\n{fields['annote']}"
 
 
+def filled(text: str, block: str) -> str:
+    """A page with a block between its markers of results, `<!-- results ... -->` and `<!-- /results -->`."""
+    return RESULTS.sub(lambda m: f"{m[1]}\n{block}\n\n{m[4]}", text, count=1)
+
+
+def front_results(text: str) -> str:
+    """The results that the README shows, as Markdown: those named in its marker (`chapter: name`), from the ledger.
+
+    Raises
+    ------
+    SkinbookError
+        If a named result is not in the ledger, although its chapter is.
+    """
+    from skinbook import ledger
+
+    rows, dates = [], set()
+    marker = RESULTS.search(text)
+    for line in marker[2].splitlines() if marker else ():
+        name, _, wanted = (part.strip() for part in line.partition(":"))
+        if not (held := ledger.read("results", "ham10000", "quick", name)):
+            continue
+        found = {**held["reports"], **held["claims"]}
+        if wanted not in found:
+            raise SkinbookError(
+                f"README.md shows {wanted!r} of {name}, which the ledger does not hold: mend its marker."
+            )
+        rows.append([f"[{name[:2]}](chapters/{name}.ipynb)", wanted, *_result_cells(found[wanted])])
+        dates.add(held["provenance"]["date"])
+    if not rows:
+        return "Nothing is recorded yet."
+    table = _table(["Chapter", "On HAM10000, lesions kept apart", "Measured", "95 % interval", "Seeds"], rows)
+    when = f"Recorded {' and '.join(sorted(dates))} at quick scale."
+    return f"{table}\n\n{when} [All results](chapters/results.md), and where they come from."
+
+
+def all_results() -> str:
+    """The whole ledger as Markdown: each chapter's results on each edition and scale, and where they come from."""
+    from skinbook import ledger
+
+    parts = []
+    for edition, scale in ((e, s) for e in EDITIONS for s in SCALES):
+        for name in ledger.held("results", edition, scale):
+            held = ledger.read("results", edition, scale, name)
+            parts.append(f"## {name} on {edition}, {scale}")
+            parts.append(ledger.provenance_line(held["provenance"], edition, scale))
+            for kind, head in (("reports", "Result"), ("claims", "Claim")):
+                rows = [[what, *_result_cells(found)] for what, found in held[kind].items()]
+                parts += [_table([head, "Measured", "95 % interval", "Seeds"], rows)] if rows else []
+    return "\n\n".join(parts) or "No results on real lesions are recorded yet."
+
+
+def _result_cells(found: dict) -> list[str]:
+    """Value, interval and number of seeds of a result; a claim's verdict goes before its value."""
+    from skinbook.ledger import shown
+
+    interval = f"{shown(found['low'])} to {shown(found['high'])}" if found["low"] is not None else ""
+    return [" ".join(filter(None, [found.get("verdict"), shown(found["value"])])), interval, str(len(found["seeds"]))]
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def generated(home: Path = HOME) -> dict[Path, str]:
-    """What every generated file should hold now: the references, and the chapters' badges and links."""
-    pages = home / "chapters"
-    wanted = {pages / "references.md": references(pages / "references.bib")}
+    """What every generated file should hold now: references, results, and the chapters' badges and links."""
+    pages, readme, results = home / "chapters", home / "README.md", home / "chapters" / "results.md"
+    wanted = {
+        pages / "references.md": references(pages / "references.bib"),
+        readme: filled(text := readme.read_text(encoding="utf-8"), front_results(text)),
+        results: filled(results.read_text(encoding="utf-8"), all_results()),
+    }
     for name in chapters(home):
-        if (text := pages / f"{name}.md").is_file():
-            wanted[text] = dress(text.read_text(encoding="utf-8"), name, repository(home))
+        if (twin := pages / f"{name}.md").is_file():
+            wanted[twin] = dress(twin.read_text(encoding="utf-8"), name, repository(home))
     return wanted
 
 
 def generate(home: Path = HOME) -> list[Path]:
     """Write every generated file; returns those that changed. Afterwards the notebooks follow their twins."""
-    changed = [p for p, text in generated(home).items() if not p.is_file() or p.read_text(encoding="utf-8") != text]
-    for path, text in generated(home).items():
+    wanted = generated(home)
+    changed = [p for p, text in wanted.items() if not p.is_file() or p.read_text(encoding="utf-8") != text]
+    for path, text in wanted.items():
         _write(path, text)
     for name in chapters(home):
         pair(name, home=home)

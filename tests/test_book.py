@@ -1,0 +1,365 @@
+"""The book around the chapters: twins, badges, links, generated pages, and what the build refuses."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+
+import nbformat
+import pytest
+import yaml
+
+from skinbook import book
+from skinbook.config import SkinbookError
+
+HOME = Path(__file__).resolve().parent.parent
+ADDRESS = "https://github.com/SOMEBODY/skinbook"
+TEXT = """---
+jupytext:
+  formats: ipynb,md:myst
+kernelspec:
+  name: python3
+  display_name: Python 3
+---
+
+# 07 · A trial
+
+Prose with a [term](glossary.md#token) and a [chapter](03_cnn_lstm.ipynb).
+
+```{code-cell} ipython3
+:tags: [setup]
+
+a = 1
+```
+
+```{code-cell} ipython3
+a + 1
+```
+"""
+
+
+@pytest.fixture
+def home(tmp_path):
+    """A little book: one chapter, a glossary, and the files that the build needs."""
+    (tmp_path / "chapters").mkdir()
+    (tmp_path / "pyproject.toml").write_text(f'[project.urls]\nRepository = "{ADDRESS}"\n')
+    (tmp_path / "_toc.yml").write_text("format: jb-book\nroot: chapters/index\n")
+    (tmp_path / "chapters" / "07_trial.md").write_text(TEXT)
+    return tmp_path
+
+
+def cells(home: Path) -> list:
+    return nbformat.read(home / "chapters" / "07_trial.ipynb", as_version=4).cells
+
+
+# The book itself
+
+
+def test_generated_files_are_current():
+    stale = [path.name for path, text in book.generated().items() if path.read_text(encoding="utf-8") != text]
+    assert stale == [], f"run make generate: {', '.join(stale)}"
+
+
+@pytest.mark.parametrize("name", book.chapters())
+def test_badges_open_their_own_chapter(name):
+    first = nbformat.read(HOME / "chapters" / f"{name}.ipynb", as_version=4).cells[0].source
+    links = re.findall(r'<a class="badge-link" href="([^"]+)">', first)
+    assert len(links) == 3
+    assert all(link.endswith(f"/blob/main/chapters/{name}.ipynb") for link in links)
+
+
+def anchors(page: Path) -> set[str]:
+    return {book.slug(title) for title in re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)}
+
+
+def test_links_between_pages_lead_somewhere():
+    pages = HOME / "chapters"
+    for page in pages.glob("*.md"):
+        for target, anchor in book.PAGE_LINK.findall(page.read_text(encoding="utf-8")):
+            assert (pages / target).is_file(), f"{page.name} links to {target}"
+            assert not anchor or anchor[1:] in anchors(pages / target), f"{page.name} links to {target}{anchor}"
+
+
+def test_anchors_of_glossary_and_references_are_unique():
+    for name in ("glossary.md", "references.md"):
+        titles = re.findall(r"^#+ (.+)$", (HOME / "chapters" / name).read_text(encoding="utf-8"), re.MULTILINE)
+        assert len({book.slug(title) for title in titles}) == len(titles), name
+
+
+def test_the_contents_list_every_chapter():
+    contents = (HOME / "_toc.yml").read_text(encoding="utf-8")
+    assert [name for name in book.chapters() if f"chapters/{name}\n" not in contents] == []
+
+
+def test_the_configuration_points_to_the_repository():
+    config = yaml.safe_load((HOME / "_config.yml").read_text(encoding="utf-8"))
+    assert config["repository"]["url"] == book.repository()
+    assert (HOME / "chapters" / "_assets" / config["sphinx"]["config"]["mathjax_path"]).is_file()
+
+
+# Badges and links
+
+
+def test_dressing_adds_badges_below_the_title_and_writes_links_in_full():
+    dressed = book.dress(TEXT, "07_trial", ADDRESS)
+    after_title = dressed.split("# 07 · A trial\n\n")[1]
+    assert after_title.startswith(book.BADGES[0])
+    colab = "https://colab.research.google.com/github/SOMEBODY/skinbook/blob/main/chapters/07_trial.ipynb"
+    kaggle = f"https://kaggle.com/kernels/welcome?src={ADDRESS}/blob/main/chapters/07_trial.ipynb"
+    assert f'href="{colab}"' in dressed
+    assert f'href="{kaggle}"' in dressed
+    assert f"[term]({ADDRESS}/blob/main/chapters/glossary.md#token)" in dressed
+    assert f"[chapter]({ADDRESS}/blob/main/chapters/03_cnn_lstm.ipynb)" in dressed
+
+
+def test_dressing_again_changes_nothing_and_mends_what_is_stale():
+    dressed = book.dress(TEXT, "07_trial", ADDRESS)
+    assert book.dress(dressed, "07_trial", ADDRESS) == dressed
+    assert book.dress(dressed.replace("07_trial", "03_other"), "07_trial", ADDRESS) == dressed
+    assert book.dress(dressed, "07_trial", "https://github.com/else/where").count("SOMEBODY") == 0
+
+
+def test_the_rendered_book_links_within_itself():
+    connected = {}
+    book.setup(SimpleNamespace(connect=connected.__setitem__))
+    source = [f"[term]({book.repository()}/blob/main/chapters/glossary.md#token) [other](https://example.org)"]
+    connected["source-read"](None, "chapters/07_trial", source)
+    assert source == ["[term](glossary.md#token) [other](https://example.org)"]
+
+
+def test_moving_the_repository(home):
+    book.pair("07_trial", home=home)
+    other = home / "notes.md"
+    other.write_text(f"{ADDRESS} {ADDRESS}-else https://github.com/else/skinbook")
+    for command in (["init", "-q"], ["add", "."]):
+        subprocess.run(["git", *command], cwd=home, check=True)
+    changed = {p.name for p in book.move_repository("https://github.com/new/place.git", home)}
+    assert changed == {"pyproject.toml", "07_trial.md", "07_trial.ipynb", "notes.md"}
+    assert book.repository(home) == "https://github.com/new/place"
+    assert "colab.research.google.com/github/new/place/blob" in (home / "chapters" / "07_trial.md").read_text()
+    assert other.read_text() == f"https://github.com/new/place {ADDRESS}-else https://github.com/else/skinbook"
+    for wrong in ("", "github.com/a/b", "https://example.org/a/b", "https://github.com/a"):
+        with pytest.raises(SkinbookError, match="not the address of a GitHub repository"):
+            book.move_repository(wrong, home)
+
+
+# Pairs and outputs
+
+
+def test_the_text_is_the_source_and_outputs_stay_with_unchanged_code(home):
+    book.pair("07_trial", home=home)
+    notebook = home / "chapters" / "07_trial.ipynb"
+    first = notebook.read_bytes()
+    book.pair("07_trial", home=home)
+    assert notebook.read_bytes() == first
+
+    filled = nbformat.read(notebook, as_version=4)
+    for count, cell in enumerate((c for c in filled.cells if c.cell_type == "code"), start=1):
+        cell.execution_count = count
+        cell.outputs = [nbformat.v4.new_output("stream", text=f"{count}\n")]
+    nbformat.write(filled, notebook)
+    text = home / "chapters" / "07_trial.md"
+    text.write_text(text.read_text().replace("a + 1", "a + 2").replace("Prose with", "Other prose with"))
+    book.pair("07_trial", home=home)
+    prose, kept, changed = cells(home)
+    assert "Other prose with" in prose.source
+    assert kept.outputs[0].text == "1\n"
+    assert kept.metadata.tags == ["setup"]
+    assert changed.source == "a + 2"
+    assert changed.outputs == []
+    assert len({cell.id for cell in cells(home)}) == 3
+
+
+def test_the_other_way_round(home):
+    book.pair("07_trial", home=home)
+    notebook = home / "chapters" / "07_trial.ipynb"
+    edited = nbformat.read(notebook, as_version=4)
+    edited.cells[2].source = "a + 3"
+    nbformat.write(edited, notebook)
+    book.pair("07_trial", source="notebook", home=home)
+    assert "a + 3" in (home / "chapters" / "07_trial.md").read_text()
+    book.pair("07_trial", home=home)
+    assert cells(home)[2].source == "a + 3"
+
+
+def test_refreshing_runs_on_lab_and_quick_whatever_is_set(home, monkeypatch):
+    monkeypatch.setenv("SKINBOOK_EDITION", "ham10000")
+    monkeypatch.setenv("SKINBOOK_SEED", "7")
+    text = home / "chapters" / "07_trial.md"
+    text.write_text(
+        text.read_text().replace("a + 1", "import os\n{k: v for k, v in os.environ.items() if 'SKINBOOK_' in k}")
+    )
+    book.refresh("07_trial", home)
+    out = cells(home)[2]
+    assert out.execution_count == 2
+    shown = out.outputs[0].data["text/plain"]
+    assert "'SKINBOOK_EDITION': 'lab'" in shown
+    assert "'SKINBOOK_SCALE': 'quick'" in shown
+    assert "SEED" not in shown
+    assert "execution" not in out.metadata
+
+
+def test_a_cell_that_fails_is_named_and_nothing_is_written(home):
+    text = home / "chapters" / "07_trial.md"
+    text.write_text(text.read_text().replace("a + 1", "a + missing"))
+    book.pair("07_trial", home=home)
+    before = (home / "chapters" / "07_trial.ipynb").read_bytes()
+    with pytest.raises(SkinbookError, match=r"07_trial\.ipynb: code cell 2 failed(.|\n)*missing"):
+        book.refresh("07_trial", home)
+    assert (home / "chapters" / "07_trial.ipynb").read_bytes() == before
+
+
+def test_an_edition_is_executed_in_a_copy(home, monkeypatch):
+    from skinbook import chapter
+
+    shutil.copy(HOME / "_config.yml", home)
+    book.pair("07_trial", home=home)
+    before = (home / "chapters" / "07_trial.ipynb").read_bytes()
+    ran = []
+    monkeypatch.setattr(book, "execute", lambda notebook, environment: ran.append((notebook, environment)))
+    monkeypatch.setattr(chapter, "recipe", lambda name, edition, scale: {"needs": ("lesion_id",)})
+    copy = book.on_edition("ham10000", home)
+    assert copy == home / "_build" / "ham10000"
+    assert [(n, e["SKINBOOK_EDITION"]) for n, e in ran] == [(copy / "chapters" / "07_trial.ipynb", "ham10000")]
+    assert (copy / "_toc.yml").is_file()
+    ran.clear()
+    copy = book.on_edition("dermamnist", home)
+    assert ran == []
+    page = nbformat.read(copy / "chapters" / "07_trial.ipynb", as_version=4)
+    assert page.cells[0].source.startswith("# 07 · A trial\n\nChapter 07_trial needs lesion_id")
+    assert (home / "chapters" / "07_trial.ipynb").read_bytes() == before
+    with pytest.raises(SkinbookError, match="'ham1000' is not an edition"):
+        book.on_edition("ham1000", home)
+
+
+def test_chapters_by_number_and_name(home):
+    (home / "chapters" / "08_more.ipynb").write_text("{}")
+    assert book.chapters(home) == ["07_trial", "08_more"]
+    assert book.chapters(home, ["08 07_trial"]) == ["07_trial", "08_more"]
+    assert book.chapters(home, ["more"]) == ["08_more"]
+    with pytest.raises(SkinbookError, match="'09' is not a chapter; there are 07_trial, 08_more"):
+        book.chapters(home, ["09"])
+
+
+def test_without_a_checkout_there_is_no_book(tmp_path):
+    with pytest.raises(SkinbookError, match="not a checkout of the book"):
+        book.repository(tmp_path)
+
+
+# What the build refuses
+
+PAGE = (
+    '<html><body><h1 id="top">x</h1><img src="a.png" alt="a curve"><script src="_static/a.js"></script>{}</body></html>'
+)
+
+
+@pytest.mark.parametrize(
+    ("part", "fault"),
+    [
+        ('<a href="other.html#here">fine</a><a href="https://example.org/x">fine</a><a href="#top">fine</a>', None),
+        ('<a href="gone.html">x</a>', "links to gone.html, which does not exist"),
+        ('<a href="other.html#gone">x</a>', "no such anchor"),
+        ('<a href="#gone">x</a>', "no such anchor"),
+        ('<script src="https://cdn.example.org/a.js"></script>', "asks another host for https://cdn"),
+        ('<link rel="stylesheet" href="//fonts.example.org/a.css">', "asks another host for //fonts"),
+        ('<img src="https://img.example.org/badge.svg" alt="badge">', "asks another host for https://img"),
+        ('<img src="b.png">', "no alt text (b.png)"),
+    ],
+)
+def test_faults_of_pages(tmp_path, part, fault):
+    (tmp_path / "page.html").write_text(PAGE.format(part))
+    (tmp_path / "other.html").write_text('<p id="here">x</p>')
+    faults = book.check_pages(tmp_path)
+    assert faults == [] if fault is None else len(faults) == 1 and fault in faults[0]
+
+
+def test_a_style_sheet_that_asks_another_host(tmp_path):
+    (tmp_path / "a.css").write_text(
+        "@font-face { src: url('https://fonts.example.org/a.woff2') } b { background: url(c.png) }"
+    )
+    assert book.check_pages(tmp_path) == ["a.css: asks another host for https://fonts.example.org/a.woff2"]
+
+
+def test_a_warning_stops_the_build(tmp_path):
+    (tmp_path / "chapters").mkdir()
+    (tmp_path / "_toc.yml").write_text("format: jb-book\nroot: chapters/index\n")
+    (tmp_path / "_config.yml").write_text("title: t\nonly_build_toc_files: true\n")
+    (tmp_path / "chapters" / "index.md").write_text("# One\n\n[nowhere](#gone)\n")
+    with pytest.raises(SkinbookError, match="warnings, and they count as errors"):
+        book.build(tmp_path)
+
+
+def test_a_reference(tmp_path):
+    bibliography = tmp_path / "r.bib"
+    bibliography.write_text(
+        "@article{a, author = {Ann B. Müller and Bo van Dyke}, title = {On {HAM}}, journal = {Skin}, volume = {5},"
+        " pages = {1--9}, year = {2020}, doi = {10.1/x}, keywords = {Data}, annote = {Why.}}"
+    )
+    page = book.references(bibliography)
+    assert (
+        "## Data\n\n### Müller and van Dyke, 2020\n\nAnn B. Müller and Bo van Dyke. *On HAM*. Skin 5, 1–9, 2020."
+        in page
+    )
+    assert "[doi:10.1/x](https://doi.org/10.1/x)\n\nWhy." in page
+    assert book.slug("Müller and van Dyke, 2020") == "müller-and-van-dyke-2020"
+
+
+HELD = {
+    "03_cnn_lstm": {
+        "provenance": {"date": "2026-01-31"},
+        "reports": {"balanced accuracy": {"value": 0.7123, "low": 0.68, "high": 0.75, "seeds": {"0": {}, "1": {}}}},
+        "claims": {"a | b": {"verdict": "holds", "value": 0.05, "low": 0.01, "high": 0.09, "seeds": {"0": {}}}},
+    }
+}
+FRONT = """before
+<!-- results
+03_cnn_lstm: balanced accuracy
+03_cnn_lstm: a | b
+01_eda: not run yet
+-->
+stale
+<!-- /results -->
+after"""
+
+
+def held(kind, edition, scale, chapter):
+    return HELD.get(chapter, {}) if (kind, edition, scale) == ("results", "ham10000", "quick") else {}
+
+
+def test_the_front_page_shows_the_named_results_of_the_ledger(monkeypatch):
+    from skinbook import ledger
+
+    monkeypatch.setattr(ledger, "read", held)
+    page = book.filled(FRONT, book.front_results(FRONT))
+    link = "[03](chapters/03_cnn_lstm.ipynb)"
+    assert f"| {link} | balanced accuracy | 0.71 | 0.68 to 0.75 | 2 |\n" in page
+    assert f"| {link} | a \\| b | holds 0.05 | 0.01 to 0.09 | 1 |\n" in page
+    assert page.startswith("before\n<!-- results\n03_cnn_lstm: balanced")
+    assert page.endswith("<!-- /results -->\nafter")
+    assert "stale" not in page
+    assert book.filled(page, book.front_results(page)) == page
+    with pytest.raises(SkinbookError, match="'balanced acc' of 03_cnn_lstm, which the ledger does not hold"):
+        book.front_results(FRONT.replace("balanced accuracy", "balanced acc"))
+
+
+def test_a_front_page_with_a_number_typed_by_hand_is_stale():
+    page = (HOME / "README.md").read_text(encoding="utf-8")
+    typed = page.replace("<!-- /results -->", "Our model reaches 99 %.\n<!-- /results -->")
+    assert book.filled(typed, book.front_results(typed)) == page
+
+
+def test_the_page_of_results_shows_the_whole_ledger(monkeypatch):
+    from skinbook import ledger
+
+    monkeypatch.setattr(ledger, "read", held)
+    monkeypatch.setattr(
+        ledger, "held", lambda kind, edition, scale: list(HELD) if held(kind, edition, scale, next(iter(HELD))) else []
+    )
+    monkeypatch.setattr(ledger, "provenance_line", lambda *given: "where it comes from")
+    page = book.all_results()
+    assert page.startswith("## 03_cnn_lstm on ham10000, quick\n\nwhere it comes from\n\n| Result |")
+    assert "| balanced accuracy | 0.71 | 0.68 to 0.75 | 2 |" in page
+    assert "| a \\| b | holds 0.05 | 0.01 to 0.09 | 1 |" in page
