@@ -118,16 +118,17 @@ def isic2019(top: Path, count: int = 30, images: bool = False) -> Path:
     """The ISIC 2019 pair: rows of HAM10000, BCN20000 and of no lesion; the last BCN row is UNK."""
     truth, metadata = [], []
     for i in range(count):
+        name = f"ISIC_{50_000 + i:07d}"
         lesion = (f"HAM_{i:07d}", f"BCN_{i // 6:07d}", "")[i % 3]
         marks = [1.0 if k == i % 8 else 0.0 for k in range(8)] + [0.0]
         if i == count - 2:
             marks = [0.0] * 8 + [1.0]
-        truth.append([f"ISIC_{i:07d}", *marks])
-        metadata.append([f"ISIC_{i:07d}", 5 * (i % 18), "head/neck", lesion, "" if i == 1 else "female"])
+        truth.append([name, *marks])
+        metadata.append([name, 5 * (i % 18), "head/neck", lesion, "" if i == 1 else "female"])
         if images and lesion.startswith("BCN_"):
             folder = top / "ISIC_2019_Training_Input" / "ISIC_2019_Training_Input"
             folder.mkdir(parents=True, exist_ok=True)
-            photograph(str(i)).save(folder / f"ISIC_{i:07d}.jpg", quality=95)
+            photograph(name).save(folder / f"{name}.jpg", quality=95)
     write_csv(top / "ISIC_2019_Training_GroundTruth.csv", ["image", *BCN_CLASSES, "UNK"], truth)
     write_csv(
         top / "ISIC_2019_Training_Metadata.csv",

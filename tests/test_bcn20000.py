@@ -37,16 +37,16 @@ def test_the_isic_pair_without_images(tmp_path):
     assert dataset.table["lesion_id"].str.startswith("BCN_").all()
     assert dataset.table["sex"].isna().sum() == 1
     by_id = dataset.table.set_index("image_id")["dx"]
-    assert (by_id["ISIC_0000001"], by_id["ISIC_0000004"]) == ("nv", "bkl")
+    assert (by_id["ISIC_0050001"], by_id["ISIC_0050004"]) == ("nv", "bkl")
     with pytest.raises(SkinbookError, match=r"came without images. Put ISIC 2019's training images beside it"):
-        dataset.images.read("ISIC_0000001")
+        dataset.images.read("ISIC_0050001")
     with pytest.raises(SkinbookError, match=r"came without images"):
-        dataset.images.fingerprint(["ISIC_0000001"])
+        dataset.images.fingerprint(["ISIC_0050001"])
 
 
 def test_the_isic_pair_with_images(tmp_path):
     dataset = reader.load(isic2019(tmp_path, images=True))
-    assert dataset.images.read("ISIC_0000001").shape == (30, 40, 3)
+    assert dataset.images.read("ISIC_0050001").shape == (30, 40, 3)
 
 
 def test_the_isic_pair_is_a_pair(tmp_path):
@@ -58,13 +58,13 @@ def test_the_isic_pair_is_a_pair(tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "sentence"),
     [
-        ("ISIC_0000004,0.0,0.0", "ISIC_0000004,1.0,0.0", r"row 6: expected 0 in every class but one"),
-        ("ISIC_0000004,0.0,0.0", "ISIC_0000004,x,0.0", r"row 6: expected 0 in every class but one"),
-        ("ISIC_0000004,", "ISIC_0000003,", r"has ISIC_0000003 more than once"),
+        ("ISIC_0050004,0.0,0.0", "ISIC_0050004,1.0,0.0", r"row 6: expected 0 in every class but one"),
+        ("ISIC_0050004,0.0,0.0", "ISIC_0050004,x,0.0", r"row 6: expected 0 in every class but one"),
+        ("ISIC_0050004,", "ISIC_0050003,", r"has ISIC_0050003 more than once"),
         (
-            "ISIC_0000004,",
+            "ISIC_0050004,",
             "ISIC_0990004,",
-            r"lacks 1 images of ISIC_2019_Training_Metadata.csv, the first ISIC_0000004",
+            r"lacks 1 images of ISIC_2019_Training_Metadata.csv, the first ISIC_0050004",
         ),
     ],
 )

@@ -2,9 +2,9 @@
 
 Training reads rows of that array and no JPEG. A store is a plain `.npy` file with a record beside it (`.json`: which
 image is which row, and a digest of every chunk of 256 rows). It is written as `.partial` first, chunk by chunk: the
-chunk goes to the disk, then its digest into the list of finished chunks, each with fsync. After a kill at any moment a
-second build takes over what is listed and still has its digest, and decodes the rest: at most the chunk that was being
-written, and the few images decoded ahead of it, are done again. Only the last step, a rename, makes a store.
+chunk is written, then its digest goes into a list of finished chunks. After a kill or a power cut at any moment, a
+second build takes over the chunks that are listed and still have their digest, and decodes the rest: after a kill, at
+most one chunk is done twice. Only the last step, a rename, makes a store.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from skinbook.data.schema import Dataset, ImageSource
 from skinbook.progress import bar
 
 CHUNK = 256  # rows; what a kill can cost
-TASK = 16  # rows a thread takes at a time
+TASK = 4  # rows a thread takes at a time
 DECODING = 1  # raise it when the same file would give other pixels, so that old stores are not used again
 VERIFY_ALL = 512_000_000  # bytes; larger stores have 16 of their chunks checked when they are opened
 SPARE = 64_000_000  # bytes that must stay free on the disk
@@ -217,7 +217,11 @@ def _fill(plan: _Plan, source: ImageSource, progress: bool, workers: int) -> Non
         raise _no_space(plan.path.parent, plan.bytes)
     row_bytes = int(np.prod(plan.shape[1:]))
     # Plain writes, not a writable memory map: on a full disk a write gives an error, a map kills the process.
-    with open(plan.partial, "r+b" if already else "w+b") as pixels, open(plan.finished, "a+") as finished:
+    with (
+        open(plan.partial, "r+b" if already else "w+b") as pixels,
+        open(plan.finished, "a+") as finished,
+        ThreadPoolExecutor(1) as syncing,  # a slow disk must not keep the decoders waiting
+    ):
         if already != len(header) + plan.bytes:
             finished.truncate(0)
             pixels.truncate(0)
@@ -225,7 +229,7 @@ def _fill(plan: _Plan, source: ImageSource, progress: bool, workers: int) -> Non
                 os.posix_fallocate(pixels.fileno(), 0, len(header) + plan.bytes)
             else:
                 pixels.truncate(len(header) + plan.bytes)
-            pixels.write(header)
+        pixels.write(header)
         digests = _taken_over(plan, pixels, finished, len(header), row_bytes)
         todo = [index for index in range(len(plan.chunks())) if index not in digests]
         done = len(plan.image_ids) - sum(len(plan.chunks()[i]) for i in todo)
@@ -234,10 +238,12 @@ def _fill(plan: _Plan, source: ImageSource, progress: bool, workers: int) -> Non
             for index, rows in _decoded(plan, source, todo, workers):
                 pixels.seek(len(header) + plan.chunks()[index].start * row_bytes)
                 pixels.write(rows.data)
-                _to_disk(pixels)
+                pixels.flush()
                 digests[index] = _digest(rows)
                 finished.write(f"{index} {digests[index]}\n")
-                _to_disk(finished)
+                finished.flush()
+                syncing.submit(os.fsync, pixels.fileno())
+                syncing.submit(os.fsync, finished.fileno())
                 shown.update(len(rows))
         _to_disk(pixels)
     record = {
@@ -280,27 +286,21 @@ def _taken_over(plan: _Plan, pixels, finished, offset: int, row_bytes: int) -> d
         pixels.seek(offset + rows.start * row_bytes)
         if hashlib.blake2b(pixels.read(len(rows) * row_bytes), digest_size=16).hexdigest() == digest:
             sound[int(index)] = digest
-    finished.seek(0, os.SEEK_END)
+    finished.truncate(0)
+    finished.write("".join(f"{index} {digest}\n" for index, digest in sound.items()))
     return sound
 
 
 def _decoded(plan: _Plan, source: ImageSource, todo: list[int], workers: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Chunks in order, uint8; while one is being written, the threads decode the next."""
-    chunks = plan.chunks()
-
-    def start(pool: ThreadPoolExecutor, index: int) -> tuple[np.ndarray, list[Future]]:
-        rows = np.empty((len(chunks[index]), *plan.shape[1:]), dtype=np.uint8)
-        names = plan.image_ids[chunks[index].start : chunks[index].stop]
-        tasks = range(0, len(names), TASK)
-        return rows, [pool.submit(_decode_rows, plan, source, names[t : t + TASK], rows[t : t + TASK]) for t in tasks]
-
+    """Chunks in order, uint8. None is begun before the last is written, so that a kill costs no more than one."""
     pool = ThreadPoolExecutor(workers)
     try:
-        ahead = [start(pool, index) for index in todo[:1]]
-        for position, index in enumerate(todo):
-            ahead += [start(pool, following) for following in todo[position + 1 : position + 2]]
-            rows, tasks = ahead.pop(0)
-            for task in tasks:
+        for index in todo:
+            chunk = plan.chunks()[index]
+            names = plan.image_ids[chunk.start : chunk.stop]
+            rows = np.empty((len(names), *plan.shape[1:]), dtype=np.uint8)
+            parts = [slice(start, start + TASK) for start in range(0, len(names), TASK)]
+            for task in [pool.submit(_decode_rows, plan, source, names[part], rows[part]) for part in parts]:
                 task.result()
             yield index, rows
     finally:

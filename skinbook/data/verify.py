@@ -75,7 +75,7 @@ def verify(
 
 
 def table_faults(table: pd.DataFrame, origin: str, classes: Sequence[str]) -> list[str]:
-    """A sentence for every column and every wrong value in it; the rows that share a value are counted, the first named.
+    """A sentence for every column and every wrong value in it; rows that share a value are counted, the first named.
 
     `table` keeps the row numbers of its file as its index.
     """
