@@ -187,9 +187,9 @@ def read(kind: str, edition: str, scale: str, chapter: str) -> dict[str, Any]:
     return _load(file_of(kind, edition, scale)).get("chapters", {}).get(chapter, {})
 
 
-def recorded(edition: str, scale: str) -> dict[str, Any]:
-    """Every chapter's results of an edition at a scale, by chapter."""
-    return _load(file_of("results", edition, scale)).get("chapters", {})
+def held(kind: str, edition: str, scale: str) -> list[str]:
+    """The chapters that a file holds."""
+    return list(_load(file_of(kind, edition, scale)).get("chapters", {}))
 
 
 def _load(file: Path) -> dict[str, Any]:
@@ -332,8 +332,8 @@ def tolerance(edition: str, scale: str, chapter: str, name: str) -> float:
 
 def value(name: str, chapter: str, edition: str, scale: str) -> SimpleNamespace | None:
     """A report's or claim's `.value`, `.low` and `.high`, or None."""
-    held = read("results", edition, scale, chapter)
-    found = held.get("reports", {}).get(name) or held.get("claims", {}).get(name)
+    stored = read("results", edition, scale, chapter)
+    found = stored.get("reports", {}).get(name) or stored.get("claims", {}).get(name)
     return SimpleNamespace(**{key: found[key] for key in ("value", "low", "high")}) if found else None
 
 
@@ -341,12 +341,15 @@ def page(chapter: str, edition: str, scale: str, names: Sequence[str] | None = N
     """A chapter's results as text and as HTML: a table of reports, the claims, and a line on where they come from."""
     import pandas as pd
 
-    held = read("results", edition, scale, chapter)
+    stored = read("results", edition, scale, chapter)
     rows = {
-        **{n: (n, shown(r["value"], r["low"], r["high"]), len(r["seeds"])) for n, r in held.get("reports", {}).items()},
+        **{
+            n: (n, shown(r["value"], r["low"], r["high"]), len(r["seeds"]))
+            for n, r in stored.get("reports", {}).items()
+        },
         **{
             n: (n, f"{c['verdict']}: {shown(c['value'], c['low'], c['high'])}", len(c["seeds"]))
-            for n, c in held.get("claims", {}).items()
+            for n, c in stored.get("claims", {}).items()
         },
     }
     if names is not None:
@@ -355,7 +358,7 @@ def page(chapter: str, edition: str, scale: str, names: Sequence[str] | None = N
         sentence = f"The ledger holds no results of {chapter} on {edition} at {scale} scale yet."
         return sentence, f"<p>{html.escape(sentence)}</p>"
     table = pd.DataFrame(list(rows.values()), columns=["name", "value [95 % interval]", "seeds"])
-    line = provenance_line(held["provenance"], edition, scale)
+    line = provenance_line(stored["provenance"], edition, scale)
     text = f"{table.to_string(index=False, justify='left')}\n\n{line}"
     return text, f"{table.to_html(index=False, border=0, justify='left')}\n<p><small>{html.escape(line)}</small></p>"
 

@@ -1,0 +1,367 @@
+"""Executing chapters: over seeds for the ledger, over seeds and threads for tolerances, and the ledger's cells alone.
+
+Every run of a chapter leaves a fragment (what it said, and where that comes from) and the executed notebook under
+`_build`, so that work which was interrupted can go on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from skinbook import chapter, ledger
+from skinbook.book import HOME, chapters
+from skinbook.config import EDITIONS, SCALES, SkinbookError, book_data
+from skinbook.files import replaced
+from skinbook.progress import bar
+
+Tell = Callable[[str], None]
+FACTS_CELL = "from skinbook import chapter as _chapter\n\n_chapter.facts()"
+
+
+def notebooks(names: Sequence[str] = (), home: Path = HOME) -> list[Path]:
+    """The notebooks of chapters given by number (03), name (03_cnn_lstm) or path; all chapters when none is given.
+
+    Raises
+    ------
+    SkinbookError
+        If something named is no chapter, or has no notebook.
+    """
+    paths = [Path(name) for name in names if name.endswith(".ipynb")]
+    others = [name for name in names if not name.endswith(".ipynb")]
+    if others or not paths:
+        paths += [home / "chapters" / f"{name}.ipynb" for name in chapters(home, others)]
+    for path in paths:
+        if not path.is_file():
+            raise SkinbookError(f"There is no notebook {path}. Correct the name, or run `make pair`.")
+    if not paths:
+        raise SkinbookError(f"There are no chapters in {home / 'chapters'}. Name a notebook by its path.")
+    return sorted(set(paths))
+
+
+def read(notebook: Path) -> Any:
+    """A notebook; SkinbookError if the file is none."""
+    import nbformat
+
+    try:
+        return nbformat.read(notebook, as_version=4)
+    except (OSError, ValueError, nbformat.reader.NotJSONError) as error:
+        raise SkinbookError(f"{notebook} cannot be read as a notebook ({error}). Restore it.") from None
+
+
+def code_of(notebook: Path, edition: str, scale: str) -> str:
+    """The hash of a chapter's code and of its recipe at these settings."""
+    about = chapter.recipe(notebook.stem, edition, scale)
+    return ledger.code_hash(read(notebook)["cells"], vars(about["recipe"]))
+
+
+# One execution
+
+
+def execute(cells: Any, folder: Path, environment: Mapping[str, str], label: str) -> None:
+    """Run every cell of a notebook in a fresh kernel of this Python, in `folder`; outputs are stored in `cells`.
+
+    Raises
+    ------
+    SkinbookError
+        Naming the cell that failed and its error; the outputs so far are kept in `cells`.
+    """
+    from ipykernel.kernelspec import RESOURCES, get_kernel_dict
+    from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
+    from jupyter_client.manager import AsyncKernelManager
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError, DeadKernelError
+
+    class ThisPython(KernelSpecManager):
+        """Gives the Python that runs this, whatever kernels the user has installed under the same name."""
+
+        def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
+            return KernelSpec(resource_dir=RESOURCES, **get_kernel_dict())
+
+    class Kernel(AsyncKernelManager):
+        def _kernel_spec_manager_default(self) -> KernelSpecManager:
+            return ThisPython(parent=self)
+
+    now = {"cell": 0}
+    with bar(len(cells["cells"]), label, unit="cell") as steps:
+
+        def started(cell: Any, cell_index: int) -> None:
+            steps.update(cell_index - now["cell"])
+            now["cell"] = cell_index
+
+        client = NotebookClient(
+            cells,
+            timeout=None,
+            kernel_manager_class=Kernel,
+            record_timing=False,
+            resources={"metadata": {"path": str(folder)}},
+            on_cell_start=started,
+        )
+        try:
+            client.execute(env=dict(environment))
+        except CellExecutionError as error:
+            reason = f"{error.ename}: {error.evalue}"
+        except DeadKernelError:
+            reason = "the kernel died, perhaps for want of memory"
+        else:
+            return
+    raise SkinbookError(f"{label}: cell {now['cell'] + 1} of {len(cells['cells'])} failed ({reason}).")
+
+
+def fragment(notebook: Path, folder: Path, environment: Mapping[str, str], resume: bool, tell: Tell) -> dict[str, Any]:
+    """What one run of a chapter says, from `folder` if it is there and `resume`, else by running it.
+
+    Parameters
+    ----------
+    environment : the settings of this run: `SKINBOOK_EDITION`, `SKINBOOK_SCALE`, `SKINBOOK_SEED`, `SKINBOOK_THREADS`.
+    """
+    import nbformat
+
+    name = notebook.stem
+    edition, scale = environment["SKINBOOK_EDITION"], environment["SKINBOOK_SCALE"]
+    code = code_of(notebook, edition, scale)
+    run = {key.removeprefix("SKINBOOK_").lower(): int(v) for key, v in environment.items() if v.isdigit()}
+    label = f"{name} on {edition}-{scale}, " + ", ".join(f"{key} {value}" for key, value in run.items())
+    stem = "-".join(f"{key}-{value}" for key, value in run.items())
+    kept = folder / f"{edition}-{scale}" / name / f"{stem}-{code}.json"
+    if resume and kept.is_file():
+        tell(f"{label}: already there")
+        return json.loads(kept.read_text(encoding="utf-8"))
+    cells = read(notebook)
+    cells.cells.append(nbformat.v4.new_code_cell(FACTS_CELL))
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    tell(f"{label}: running")
+    package = ledger.package_hash()
+    try:
+        execute(cells, notebook.parent, {**os.environ, **environment}, label)
+    finally:
+        last = cells.cells.pop()
+        kept.with_suffix(".ipynb").write_text(nbformat.writes(cells), encoding="utf-8")
+    minutes = (time.monotonic() - started) / 60
+    found = {
+        "chapter": name,
+        "edition": edition,
+        "scale": scale,
+        "run": run,
+        "code": code,
+        "package": package,
+        "minutes": minutes,
+        "facts": ledger.payloads(last.outputs, ledger.FACTS)[0],
+        **ledger.said(cells.cells),
+    }
+    with replaced(kept) as partial:
+        partial.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    tell(f"{label}: {minutes:.1f} minutes")
+    return found
+
+
+def _in_turn(names: Sequence[str], edition: str, scale: str, home: Path, tell: Tell) -> Iterable[Path]:
+    """The notebooks of the chapters that an edition has what it takes for; the others are left out by name."""
+    if edition not in EDITIONS or scale not in SCALES:
+        raise SkinbookError(
+            f"{edition}-{scale} is not an edition and a scale: "
+            f"choose from {', '.join(EDITIONS)} and from {', '.join(SCALES)}."
+        )
+    for notebook in notebooks(names, home):
+        absent = chapter.lacking(chapter.recipe(notebook.stem, edition, scale)["needs"], edition)
+        if absent:
+            tell(f"Left out: {chapter.left_out(notebook.stem, edition, absent)}")
+        else:
+            yield notebook
+
+
+def _positive(count: int, what: str) -> int:
+    if count < 1:
+        raise SkinbookError(f"{what} is {count}; expected a whole number of at least 1.")
+    return count
+
+
+def _recordable(home: Path) -> None:
+    if book_data().resolve() != (home / "data").resolve():
+        raise SkinbookError(
+            "Results are recorded in a checkout of the book, and this package is installed from a wheel."
+        )
+
+
+# Over seeds, and over threads
+
+
+def run(
+    names: Sequence[str] = (),
+    edition: str = "lab",
+    scale: str = "quick",
+    seeds: int = 1,
+    record: bool = False,
+    resume: bool = False,
+    home: Path = HOME,
+    tell: Tell = print,
+) -> dict[str, dict[str, Any]]:
+    """Execute chapters once a seed (0, 1, ...); with `record`, write ledger and (of several seeds) tolerances.
+
+    Returns
+    -------
+    The ledger's entry of each chapter.
+
+    Raises
+    ------
+    SkinbookError
+        If a chapter fails, or its seeds don't say the same things. What was finished is kept for `resume`.
+    """
+    if record:
+        _recordable(home)
+    entries = {}
+    for notebook in _in_turn(names, edition, scale, home, tell):
+        environment = {"SKINBOOK_EDITION": edition, "SKINBOOK_SCALE": scale}
+        done = {
+            seed: fragment(
+                notebook, home / "_build" / "runs", {**environment, "SKINBOOK_SEED": str(seed)}, resume, tell
+            )
+            for seed in range(_positive(seeds, "The number of seeds"))
+        }
+        name = notebook.stem
+        entries[name] = ledger.entry(done, datetime.now(UTC).strftime("%Y-%m-%d"))
+        for line in summary(entries[name]):
+            tell(line)
+        if record:
+            file = ledger.write("results", edition, scale, name, entries[name])
+            tell(f"Recorded {name} in data/results/{file.name}")
+            if seeds > 1:
+                _write_tolerances(list(done.values()), edition, scale, name, tell)
+    return entries
+
+
+def spread(
+    names: Sequence[str] = (),
+    edition: str = "lab",
+    scale: str = "quick",
+    seeds: int = 5,
+    threads: Sequence[int] = (1, 2),
+    resume: bool = True,
+    home: Path = HOME,
+    tell: Tell = print,
+) -> None:
+    """Execute chapters with every seed and number of threads, and write how far each report moves."""
+    _recordable(home)
+    for notebook in _in_turn(names, edition, scale, home, tell):
+        done = [
+            fragment(
+                notebook,
+                home / "_build" / "spread",
+                {
+                    "SKINBOOK_EDITION": edition,
+                    "SKINBOOK_SCALE": scale,
+                    "SKINBOOK_SEED": str(seed),
+                    "SKINBOOK_THREADS": str(_positive(count, "The number of threads")),
+                },
+                resume,
+                tell,
+            )
+            for seed in range(_positive(seeds, "The number of seeds"))
+            for count in threads
+        ]
+        _write_tolerances(done, edition, scale, notebook.stem, tell)
+
+
+def _write_tolerances(done: list[dict[str, Any]], edition: str, scale: str, name: str, tell: Tell) -> None:
+    measured = ledger.tolerances(done)
+    file = ledger.write("tolerances", edition, scale, name, measured)
+    tell(f"Tolerances of {name}, from {len(done)} runs, in data/tolerances/{file.name}")
+    for report, about in measured["reports"].items():
+        if about["n"] < len(done):
+            tell(f"  !! {report}: only {about['n']} of {len(done)} runs give a number. Its tolerance means little.")
+    for sentence, about in measured["claims"].items():
+        if about["varies"]:
+            counts = ", ".join(f"{about['verdicts'].count(v)} × {v}" for v in dict.fromkeys(about["verdicts"]))
+            tell(f"  !! THE CLAIM VARIES from run to run: {sentence!r} ({counts}). It may not be written as a finding.")
+
+
+def summary(entry: Mapping[str, Any]) -> list[str]:
+    """An entry's results, a line each, for a terminal."""
+    reports = [(n, ledger.shown(r["value"], r["low"], r["high"])) for n, r in entry["reports"].items()]
+    claims = [
+        (n, f"{c['verdict']} {ledger.shown(c['value'], c['low'], c['high'])}") for n, c in entry["claims"].items()
+    ]
+    return [f"  {name}: {text}" for name, text in reports + claims]
+
+
+# The ledger's own cells
+
+
+def status(home: Path = HOME) -> list[str]:
+    """Sentences on entries of the ledger, and on tolerances, whose chapter has other code or another recipe now."""
+    faults = []
+    for kind, remedy in (("results", "skinbook run"), ("tolerances", "skinbook spread")):
+        for file in sorted(book_data(kind).glob("*.json")):
+            edition, _, scale = file.stem.rpartition("-")
+            for name in ledger.held(kind, edition, scale):
+                notebook = home / "chapters" / f"{name}.ipynb"
+                held = ledger.read(kind, edition, scale, name)
+                code = held["provenance"]["code"] if kind == "results" else held["code"]
+                options = f"{name} --edition {edition} --scale {scale}" + (" --record" if kind == "results" else "")
+                if not notebook.is_file():
+                    faults.append(
+                        f"data/{kind}/{file.name} holds {name}, and there is no such chapter: remove the entry."
+                    )
+                elif code_of(notebook, edition, scale) != code:
+                    faults.append(
+                        f"data/{kind}/{file.name} holds {name} as it was before its code or recipe changed: "
+                        f"run `{remedy} {options}`."
+                    )
+    return faults
+
+
+def refresh_ledger(names: Sequence[str] = (), home: Path = HOME, tell: Tell = print) -> list[Path]:
+    """Re-execute the cells tagged `ledger`, with the setup cell before them, and store their outputs alone.
+
+    Everything else in the notebook's file stays as it is, byte for byte. Returns the notebooks that changed.
+
+    Raises
+    ------
+    SkinbookError
+        If such a cell fails, or the file is not in the form that `make pair` writes.
+    """
+    import nbformat
+
+    changed = []
+    for notebook in notebooks(names, home):
+        text = notebook.read_text(encoding="utf-8")
+        cells = read(notebook)
+        end = text[len(text.rstrip()) :]
+        if nbformat.writes(cells).rstrip() + end != text:
+            raise SkinbookError(f"{notebook} is not in the form that `make pair` writes: run that first.")
+        wanted = [cell for cell in cells.cells if _tagged(cell, "ledger")]
+        if not wanted:
+            continue
+        part = nbformat.from_dict({**cells, "cells": [c for c in cells.cells if _tagged(c, "setup")] + wanted})
+        part = nbformat.from_dict(json.loads(json.dumps(part)))
+        label = f"{notebook.stem}, cells of the ledger (they may use only what the setup cell defines)"
+        execute(part, notebook.parent, lab_environment(), label)
+        for cell, done in zip(wanted, part.cells[-len(wanted) :], strict=True):
+            cell.execution_count = cell.execution_count or done.execution_count
+            cell.outputs = done.outputs
+            for output in cell.outputs:
+                if output.output_type == "execute_result":
+                    output.execution_count = cell.execution_count
+        fresh = nbformat.writes(cells).rstrip() + end
+        if fresh != text:
+            with replaced(notebook) as partial:
+                partial.write_text(fresh, encoding="utf-8")
+            changed.append(notebook)
+            tell(f"changed {notebook.name}")
+    return changed
+
+
+def lab_environment() -> dict[str, str]:
+    """The environment in which the outputs in git are made: lab, quick, every other setting at its default."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("SKINBOOK_") or k == "SKINBOOK_CACHE"}
+    return {**kept, "SKINBOOK_EDITION": "lab", "SKINBOOK_SCALE": "quick", "HF_HUB_OFFLINE": "1"}
+
+
+def _tagged(cell: Any, tag: str) -> bool:
+    return cell.cell_type == "code" and tag in cell.metadata.get("tags", ())
