@@ -266,7 +266,10 @@ def _go_on(url: str, part: Path, remote: Remote) -> None:
             request.add_header("If-Range", state["version"])
     with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
         span = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", answer.headers.get("Content-Range", ""))
-        if not (answer.status == 206 and span and int(span[1]) == have):
+        if answer.status == 206 and not (span and int(span[1]) == have):
+            _remove(part)
+            raise ConnectionError("sent another part of the file than was asked for")
+        if answer.status != 206:
             have = 0
         length = answer.headers.get("Content-Length", "")
         total = have + int(length) if length.isdigit() else None

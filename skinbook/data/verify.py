@@ -82,11 +82,16 @@ def table_faults(table: pd.DataFrame, origin: str, classes: Sequence[str]) -> li
     import pandera.errors
 
     found: list[str] = []
-    try:
-        schema().validate(table, lazy=True)
-    except pandera.errors.SchemaErrors as error:
-        cases = error.failure_cases.dropna(subset=["index"]).drop_duplicates(["column", "index"])
-        for (column, value), same in cases.groupby(["column", "failure_case"], sort=False, dropna=False):
+    cases = []
+    # A second time with numbers only: as long as an age is a word, pandera cannot tell which of the others is too high.
+    for checked in (table, table.assign(age=pd.to_numeric(table["age"], errors="coerce"))):
+        try:
+            schema().validate(checked, lazy=True)
+        except pandera.errors.SchemaErrors as error:
+            cases.append(error.failure_cases.dropna(subset=["index"]))
+    if cases:
+        single = pd.concat(cases).drop_duplicates(["column", "index"])
+        for (column, value), same in single.groupby(["column", "failure_case"], sort=False, dropna=False):
             concerned = table[table["image_id"] == value] if column == "image_id" else table
             found.append(_first_fault(concerned, same, origin))
     for code in [c for c in table["dx"].dropna().unique() if c in DIAGNOSES and c not in classes]:
