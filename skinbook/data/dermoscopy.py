@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -24,35 +24,35 @@ DIAGNOSES = ("nv", "mel", "bkl", "bcc", "ak", "scc", "vasc", "df")
 # shorter side at zoom 1); `border` is how softly it ends; amounts of pigment are in the units of drawing.Layers;
 # `variegation` is how patchy the pigment is.
 BUILD = {
-    #               nv            mel           bkl           bcc           ak            scc           vasc          df
-    "size":        ((0.47, 0.09), (0.56, 0.10), (0.50, 0.10), (0.48, 0.10), (0.50, 0.10), (0.47, 0.10), (0.42, 0.09), (0.43, 0.09)),
-    "asymmetry":   ((0.12, 0.08), (0.26, 0.12), (0.17, 0.09), (0.19, 0.09), (0.20, 0.09), (0.19, 0.09), (0.13, 0.07), (0.11, 0.07)),
-    "border":      ((0.12, 0.05), (0.09, 0.05), (0.05, 0.03), (0.11, 0.05), (0.17, 0.06), (0.11, 0.05), (0.06, 0.03), (0.17, 0.06)),
-    "melanin":     ((0.72, 0.30), (0.92, 0.38), (0.68, 0.32), (0.22, 0.18), (0.20, 0.14), (0.12, 0.10), (0.06, 0.06), (0.42, 0.18)),
-    "blood":       ((0.08, 0.08), (0.14, 0.12), (0.09, 0.09), (0.30, 0.13), (0.38, 0.14), (0.42, 0.16), (0.42, 0.20), (0.14, 0.09)),
-    "deep":        ((0.05, 0.05), (0.14, 0.12), (0.05, 0.06), (0.06, 0.06), (0.02, 0.02), (0.02, 0.02), (0.10, 0.10), (0.02, 0.03)),
-    "variegation": ((0.20, 0.12), (0.48, 0.20), (0.28, 0.14), (0.26, 0.12), (0.24, 0.12), (0.28, 0.14), (0.22, 0.12), (0.16, 0.09)),
+    #               nv          mel         bkl         bcc         ak          scc         vasc        df
+    "size":        ((.47, .09), (.56, .10), (.50, .10), (.48, .10), (.50, .10), (.47, .10), (.42, .09), (.43, .09)),
+    "asymmetry":   ((.12, .08), (.26, .12), (.17, .09), (.19, .09), (.20, .09), (.19, .09), (.13, .07), (.11, .07)),
+    "border":      ((.12, .05), (.09, .05), (.05, .03), (.11, .05), (.17, .06), (.11, .05), (.06, .03), (.17, .06)),
+    "melanin":     ((.72, .30), (.92, .38), (.68, .32), (.22, .18), (.20, .14), (.12, .10), (.06, .06), (.42, .18)),
+    "blood":       ((.08, .08), (.14, .12), (.09, .09), (.30, .13), (.38, .14), (.42, .16), (.42, .20), (.14, .09)),
+    "deep":        ((.05, .05), (.14, .12), (.05, .06), (.06, .06), (.02, .02), (.02, .02), (.10, .10), (.02, .03)),
+    "variegation": ((.20, .12), (.48, .20), (.28, .14), (.26, .12), (.24, .12), (.28, .14), (.22, .12), (.16, .09)),
 }  # fmt: skip
 
 # The chance that a lesion has a structure, by diagnosis.
 CHANCES = {
     #                 nv    mel   bkl   bcc   ak    scc   vasc  df
-    "network":       (0.70, 0.55, 0.12, 0.03, 0.03, 0.00, 0.00, 0.65),
-    "globules":      (0.42, 0.45, 0.12, 0.10, 0.02, 0.01, 0.01, 0.05),
-    "streaks":       (0.04, 0.42, 0.03, 0.02, 0.00, 0.00, 0.00, 0.01),
-    "veil":          (0.03, 0.45, 0.05, 0.08, 0.00, 0.02, 0.10, 0.01),
-    "regression":    (0.06, 0.36, 0.12, 0.05, 0.03, 0.02, 0.00, 0.03),
-    "arborising":    (0.02, 0.06, 0.04, 0.75, 0.06, 0.15, 0.03, 0.04),
-    "nests":         (0.02, 0.08, 0.04, 0.60, 0.01, 0.02, 0.03, 0.01),
-    "leaves":        (0.01, 0.07, 0.05, 0.40, 0.01, 0.01, 0.00, 0.00),
-    "milia":         (0.06, 0.04, 0.62, 0.08, 0.03, 0.03, 0.00, 0.01),
-    "comedones":     (0.03, 0.03, 0.55, 0.04, 0.02, 0.01, 0.00, 0.00),
-    "pseudonetwork": (0.02, 0.05, 0.12, 0.05, 0.78, 0.22, 0.00, 0.01),
-    "scale":         (0.01, 0.03, 0.15, 0.10, 0.55, 0.50, 0.02, 0.06),
-    "keratin":       (0.00, 0.01, 0.06, 0.03, 0.12, 0.62, 0.00, 0.01),
-    "glomerular":    (0.01, 0.04, 0.04, 0.06, 0.16, 0.62, 0.01, 0.03),
-    "white_patch":   (0.03, 0.05, 0.03, 0.05, 0.01, 0.05, 0.02, 0.74),
-    "lacunae":       (0.01, 0.01, 0.02, 0.02, 0.00, 0.01, 0.85, 0.00),
+    "network":       (0.72, 0.55, 0.10, 0.02, 0.02, 0.00, 0.00, 0.62),
+    "globules":      (0.42, 0.42, 0.08, 0.08, 0.02, 0.01, 0.01, 0.04),
+    "streaks":       (0.03, 0.45, 0.02, 0.02, 0.00, 0.00, 0.00, 0.01),
+    "veil":          (0.02, 0.48, 0.03, 0.06, 0.00, 0.02, 0.08, 0.01),
+    "regression":    (0.04, 0.40, 0.08, 0.04, 0.02, 0.02, 0.00, 0.02),
+    "arborising":    (0.01, 0.05, 0.03, 0.82, 0.04, 0.10, 0.03, 0.03),
+    "nests":         (0.01, 0.07, 0.03, 0.66, 0.01, 0.02, 0.03, 0.01),
+    "leaves":        (0.01, 0.06, 0.04, 0.45, 0.01, 0.01, 0.00, 0.00),
+    "milia":         (0.03, 0.03, 0.72, 0.06, 0.02, 0.02, 0.00, 0.01),
+    "comedones":     (0.02, 0.02, 0.68, 0.03, 0.01, 0.01, 0.00, 0.00),
+    "pseudonetwork": (0.01, 0.04, 0.08, 0.04, 0.84, 0.12, 0.00, 0.01),
+    "scale":         (0.01, 0.02, 0.14, 0.08, 0.55, 0.45, 0.02, 0.05),
+    "keratin":       (0.00, 0.01, 0.05, 0.03, 0.07, 0.72, 0.00, 0.01),
+    "glomerular":    (0.01, 0.03, 0.03, 0.05, 0.10, 0.68, 0.01, 0.02),
+    "white_patch":   (0.02, 0.04, 0.02, 0.04, 0.01, 0.04, 0.02, 0.82),
+    "lacunae":       (0.01, 0.01, 0.02, 0.02, 0.00, 0.01, 0.90, 0.00),
 }  # fmt: skip
 STRUCTURES = tuple(CHANCES)
 
@@ -142,7 +142,7 @@ def _assemble(
     build = {name: max(value, 0.02) for name, value in build.items()}
     build["size"] = float(np.clip(build["size"], 0.26, 0.72))
     # How textbook this lesion looks: many real ones show their criteria only faintly.
-    typical = float(keyed.uniform((*key, "typical"), 1, 0.3, 1.0)[0])
+    typical = float(keyed.uniform((*key, "typical"), 1, 0.45, 1.0)[0])
     structures = {}
     for name, chance in chances.items():
         present, strength = keyed.uniform((*key, "structure", name), 2)
@@ -150,7 +150,7 @@ def _assemble(
             structures[name] = float(typical * (0.6 + 0.4 * strength))
     if skin_type is None:
         skin_type = 1 + int(np.searchsorted((0.12, 0.44, 0.74, 0.88, 0.95), keyed.uniform((*key, "skin"), 1)[0]))
-    hairs = max(0, int(keyed.uniform((*key, "hairs"), 1, -7, 11)[0]))
+    hairs = max(0, int(keyed.uniform((*key, "hairs"), 1, -8, 9)[0]))
     return Lesion(key, build, structures, skin_type, hairs)
 
 
@@ -162,14 +162,15 @@ def render(subject: Lesion, photograph: Photograph, height: int = 128, width: in
     key = (*subject.key, "photograph", photograph.number)
     zoom, turn, shift_x, shift_y = keyed.uniform((*key, "camera"), 4)
     if photograph.number:
-        turn = (turn - 0.5) * 2 * math.pi
+        turn = (turn - 0.5) * 0.8 * math.pi
     view = View(
         height,
         width,
-        0.85 + 0.4 * float(zoom),
+        1.0 + 0.35 * float(zoom),
         float(turn),
-        (0.24 * float(shift_x) - 0.12, 0.24 * float(shift_y) - 0.12),
+        (0.2 * float(shift_x) - 0.1, 0.2 * float(shift_y) - 0.1),
     )
+    view.warp(subject.key)
     layers = Layers(view)
     depth = _outline(subject, view)
     inside = soft(depth, max(subject.build["border"], 1.5 * view.pixel))
@@ -179,10 +180,9 @@ def render(subject: Lesion, photograph: Photograph, height: int = 128, width: in
     for name, strength in subject.structures.items():
         cover = DRAW[name](subject, view, layers, depth, inside, strength)
         masks[name] = cover > 0.5
-    red_brown = subject.draw("hue", -0.12, 0.12)
+    red_brown = subject.draw("hue", -0.11, 0.07)
     melanin = (MELANIN[0] - 0.5 * red_brown, MELANIN[1] + red_brown, MELANIN[2] + 0.4 * red_brown)
-    skin = np.asarray(SKIN[subject.skin_type - 1], np.float32)
-    colour = layers.colour(skin, melanin)
+    colour = layers.colour(SKIN[subject.skin_type - 1], melanin)
     colour = _artefacts(subject, photograph, view, colour)
     colour = _camera(key, photograph, view, colour)
     image = np.clip(np.rint(colour * 255), 0, 255).astype(np.uint8)
@@ -197,14 +197,26 @@ def _outline(subject: Lesion, view: View) -> np.ndarray:
     size, asymmetry = subject.build["size"], subject.build["asymmetry"]
     rho = np.hypot(view.u, view.v)
     phi = np.arctan2(view.v, view.u)
-    weights, phases = subject.draws("lobes", 5, 0.4, 1.0), subject.draws("lobe angles", 5, 0, 2 * math.pi)
-    radius = 1 + 0 * phi
-    for order, (weight, phase) in enumerate(zip(weights, phases, strict=True), start=1):
-        # Order 2 is a plain oval, which every lesion may be; the other orders break the symmetry.
-        amplitude = 0.12 * weight if order == 2 else asymmetry * weight * (1.0, 0, 0.75, 0.5, 0.35)[order - 1]
-        radius += amplitude * np.cos(order * phi + phase)
+    radius = sum(
+        (height * np.cos(order * phi + phase) for order, height, phase in _lobes(subject)), start=np.float32(1)
+    )
     ragged = 0.25 * asymmetry * cloud((*subject.key, "rim"), view.u, view.v, 7, 2)
     return size * (radius + ragged) - rho
+
+
+def _lobes(subject: Lesion) -> list[tuple[int, float, float]]:
+    """The waves that make the outline: order (how many lobes), height, and angle."""
+    weights, phases = subject.draws("lobes", 5, 0.4, 1.0), subject.draws("lobe angles", 5, 0, 2 * math.pi)
+    # Order 2 is a plain oval, which every lesion may be; the other orders break the symmetry.
+    asymmetry = subject.build["asymmetry"]
+    heights = (asymmetry, 0.12, 0.75 * asymmetry, 0.5 * asymmetry, 0.35 * asymmetry)
+    return [(order, heights[order - 1] * weights[order - 1], phases[order - 1]) for order in range(1, 6)]
+
+
+def _rim(subject: Lesion, angle: float) -> float:
+    """The lesion's radius in a direction (without the ragged rim)."""
+    waves = (height * math.cos(order * angle + phase) for order, height, phase in _lobes(subject))
+    return subject.build["size"] * (1 + sum(waves))
 
 
 def _skin(subject: Lesion, view: View, layers: Layers) -> None:
@@ -229,7 +241,7 @@ def _skin(subject: Lesion, view: View, layers: Layers) -> None:
 
 
 def _body(subject: Lesion, view: View, layers: Layers, depth: np.ndarray, inside: np.ndarray) -> None:
-    """The lesion's own pigment: patchy, darker to one side if asymmetric, paler towards the rim if the border is soft."""
+    """The lesion's own pigment: patchy, darker to one side if asymmetric, and usually darkest in the middle."""
     key, build = subject.key, subject.build
     patchy = build["variegation"]
     tilt = subject.draw("tilt", 0, 2 * math.pi)
@@ -266,7 +278,7 @@ def _patch(subject: Lesion, view: View, name: str, share: float, ragged: float =
     ((u, v),) = _places(subject, name, 1, off)
     distance = np.hypot(view.u - u, view.v - v)
     rim = size * (share + ragged * share * cloud((*subject.key, name), view.u, view.v, 4.5, 2))
-    return soft(rim - distance, 0.35 * size * share)
+    return soft(rim - distance, 0.6 * size * share)
 
 
 # Structures. Each draws into the layers and returns how far it covers each pixel, 0 to 1 -----------------------------
@@ -286,19 +298,22 @@ def _network(
     subject: Lesion, view: View, layers: Layers, depth: np.ndarray, inside: np.ndarray, strength: float
 ) -> np.ndarray:
     """A pigment network: brown lines around paler holes. The more asymmetric the lesion, the less regular its mesh."""
-    key, irregular = subject.key, subject.build["asymmetry"] + 0.5 * subject.build["variegation"]
-    cell = subject.draw("cell", 0.085, 0.13)
-    warp = (0.02 + 0.16 * irregular) * 0.55
-    u = view.u + warp * cloud((*key, "warp u"), view.u, view.v, 5, 2)
-    v = view.v + warp * cloud((*key, "warp v"), view.u, view.v, 5, 2)
-    thickness = cell * (0.13 + 0.35 * irregular * np.maximum(cloud((*key, "lines"), view.u, view.v, 4), 0))
-    lines = soft(thickness - honeycomb(u, v, cell), max(0.18 * cell, 1.2 * view.pixel))
+    key, irregular = subject.key, subject.build["asymmetry"] + 0.4 * subject.build["variegation"]
+    cell = subject.draw("cell", 0.062, 0.1)
+    # Every wall is pushed about a little, as no real mesh is a honeycomb; an irregular one is drawn out widely.
+    jitter, drift = 0.26 * cell, 0.12 * irregular
+    u = view.u + jitter * cloud((*key, "jitter u"), view.u, view.v, 0.62 / cell)
+    v = view.v + jitter * cloud((*key, "jitter v"), view.u, view.v, 0.62 / cell)
+    u += drift * cloud((*key, "drift u"), view.u, view.v, 4)
+    v += drift * cloud((*key, "drift v"), view.u, view.v, 4)
+    thickness = cell * (0.1 + 0.3 * irregular * np.maximum(cloud((*key, "lines"), view.u, view.v, 5), 0))
+    lines = soft(thickness - honeycomb(u, v, cell), max(0.24 * cell, 1.2 * view.pixel))
     size = subject.build["size"]
-    centre = 1 - 0.7 * soft(depth - 0.5 * size, 0.5 * size)
-    patchy = soft(cloud((*key, "gaps"), view.u, view.v, 2.5) + 1.1 - 1.8 * irregular, 0.7)
-    extent = soft(depth + 0.02, 0.12) * centre * patchy
-    amount = 0.55 + 0.5 * subject.build["melanin"]
-    layers.melanin += strength * amount * extent * (1.5 * lines - 0.42)
+    centre = 1 - 0.65 * soft(depth - 0.5 * size, 0.5 * size)
+    patchy = soft(cloud((*key, "gaps"), view.u, view.v, 2.5) + 1.15 - 1.8 * irregular, 0.7)
+    extent = soft(depth + 0.02, 0.14) * centre * patchy
+    amount = 0.4 + 0.55 * subject.build["melanin"]
+    layers.melanin += strength * amount * extent * (1.5 * lines - 0.45)
     return extent
 
 
@@ -331,34 +346,23 @@ def _streaks(
     cover = view.blank()
     size = subject.build["size"]
     start, sweep = subject.draw("streak start", 0, 2 * math.pi), subject.draw("streak sweep", 0.8, 3.2)
-    count = int(5 + 7 * sweep)
+    count = int(5 + 9 * sweep)
     for step, length, bend in zip(
         subject.draws("streak steps", count),
-        subject.draws("streak lengths", count, 0.12, 0.32),
+        subject.draws("streak lengths", count, 0.1, 0.28),
         subject.draws("streak bends", count, -0.2, 0.2),
         strict=True,
     ):
         angle = start + sweep * step
-        inner, outer = _rim(subject, angle) - 0.4 * length * size, _rim(subject, angle) + length * size
+        inner, outer = _rim(subject, angle) - 0.5 * length * size, _rim(subject, angle) + length * size
         root = (inner * math.cos(angle), inner * math.sin(angle))
         tip = (outer * math.cos(angle + bend * 0.5), outer * math.sin(angle + bend * 0.5))
-        stroke(view, cover, [root, tip], 0.017, 0.011)
-        if length > 0.2:
-            ellipse(view, cover, *tip, 0.025, 0.021, angle, 0.01)
+        bulb = length > 0.24
+        stroke(view, cover, [root, tip], 0.024, 0.012 if bulb else 0.003)
+        if bulb:
+            ellipse(view, cover, *tip, 0.026, 0.02, angle, 0.02)
     layers.melanin += (0.5 + 1.0 * strength) * cover
     return cover
-
-
-def _rim(subject: Lesion, angle: float) -> float:
-    """The lesion's radius in a direction (without the ragged rim)."""
-    weights, phases = subject.draws("lobes", 5, 0.4, 1.0), subject.draws("lobe angles", 5, 0, 2 * math.pi)
-    radius = 1.0
-    for order, (weight, phase) in enumerate(zip(weights, phases, strict=True), start=1):
-        amplitude = (
-            0.12 * weight if order == 2 else subject.build["asymmetry"] * weight * (1.0, 0, 0.75, 0.5, 0.35)[order - 1]
-        )
-        radius += amplitude * math.cos(order * angle + phase)
-    return subject.build["size"] * radius
 
 
 @structure
@@ -367,7 +371,8 @@ def _veil(
 ) -> np.ndarray:
     """A blue-white veil: a structureless blue patch under a ground-glass haze."""
     cover = _patch(subject, view, "veil", subject.draw("veil", 0.4, 0.65)) * inside
-    layers.deep += (0.25 + 0.75 * strength) * cover
+    mottled = 1 + 0.5 * cloud((*subject.key, "mottled"), view.u, view.v, 7, 3)
+    layers.deep += (0.25 + 0.75 * strength) * cover * mottled
     layers.melanin -= 0.5 * strength * cover * layers.melanin
     layers.white += 0.22 * strength * cover
     return cover
@@ -480,7 +485,7 @@ def _milia(
     cover = view.blank()
     count = int(subject.draw("milia", 8, 26))
     for (u, v), radius in zip(
-        _places(subject, "milia", count, 0.85), subject.draws("milia sizes", count, 0.014, 0.034), strict=True
+        _places(subject, "milia", count, 0.85), subject.draws("milia sizes", count, 0.018, 0.04), strict=True
     ):
         ellipse(view, cover, u, v, radius, radius, 0, radius)
     layers.white += (0.3 + 0.5 * strength) * cover
@@ -496,7 +501,7 @@ def _comedones(
     count = int(subject.draw("comedones", 6, 18))
     for (u, v), radius, ratio, angle in zip(
         _places(subject, "comedones", count, 0.85),
-        subject.draws("comedo sizes", count, 0.02, 0.05),
+        subject.draws("comedo sizes", count, 0.024, 0.056),
         subject.draws("comedo shapes", count, 0.4, 1),
         subject.draws("comedo angles", count, 0, math.pi),
         strict=True,
@@ -511,14 +516,15 @@ def _comedones(
 def _pseudonetwork(
     subject: Lesion, view: View, layers: Layers, depth: np.ndarray, inside: np.ndarray, strength: float
 ) -> np.ndarray:
-    """A pink (or brown) pseudo-network: colour broken by pale follicle openings with yellow plugs, like a strawberry."""
+    """A pink to brown pseudo-network: colour broken by pale follicle openings with yellow plugs, as a strawberry's."""
     key = subject.key
-    cell = subject.draw("follicles", 0.13, 0.2)
+    cell = subject.draw("follicles", 0.12, 0.19)
     u = view.u + 0.05 * cloud((*key, "follicle u"), view.u, view.v, 4)
     v = view.v + 0.05 * cloud((*key, "follicle v"), view.u, view.v, 4)
     wall = honeycomb(u, v, cell)
-    openings = soft(wall - 0.27 * cell, 0.12 * cell)
-    plugs = soft(wall - 0.4 * cell, 0.08 * cell)
+    vary = 0.09 * cell * cloud((*key, "follicle size"), view.u, view.v, 0.9 / cell)
+    openings = soft(wall - 0.28 * cell + vary, 0.16 * cell)
+    plugs = soft(wall - 0.39 * cell + vary, 0.1 * cell)
     extent = inside * soft(cloud((*key, "follicle gaps"), view.u, view.v, 2.2) + 0.65, 0.5)
     layers.blood += strength * extent * (0.45 - 0.75 * openings)
     layers.melanin += strength * extent * (1 - openings) * subject.draw("brown", -0.2, 0.35)
@@ -535,11 +541,12 @@ def _scale(
     angle = subject.draw("scale angle", 0, math.pi)
     along = view.u * math.cos(angle) + view.v * math.sin(angle)
     across = view.v * math.cos(angle) - view.u * math.sin(angle)
-    flakes = cloud((*subject.key, "flakes"), along * 0.6, across, 8, 3)
+    flakes = cloud((*subject.key, "flakes"), along * 0.6, across, 9, 3)
     where = cloud((*subject.key, "scaly"), view.u, view.v, 2.2)
-    cover = soft(flakes + 0.6 * where - 0.35, 0.3) * inside
-    layers.white += (0.25 + 0.5 * strength) * cover
-    layers.keratin += 0.3 * strength * cover
+    grain = 0.65 + 0.5 * cloud((*subject.key, "flake grain"), along * 0.5, across, 22, 2)
+    cover = soft(flakes + 0.7 * where - 0.3, 0.55) * inside
+    layers.white += (0.15 + 0.5 * strength) * cover * grain
+    layers.keratin += 0.3 * strength * cover * grain
     return cover
 
 
@@ -549,9 +556,9 @@ def _keratin(
 ) -> np.ndarray:
     """A central mass of amber keratin, cracked, with spots of blood."""
     cover = _patch(subject, view, "keratin", subject.draw("keratin", 0.3, 0.6), 0.5, 0.3) * inside
-    cracks = np.abs(cloud((*subject.key, "cracks"), view.u, view.v, 6, 2))
-    layers.keratin += (0.35 + 0.5 * strength) * cover * soft(cracks + 0.1, 0.3)
-    layers.white += 0.15 * strength * cover
+    cracks = np.abs(cloud((*subject.key, "cracks"), view.u, view.v, 7, 3))
+    layers.keratin += (0.35 + 0.5 * strength) * cover * (0.45 + 0.55 * soft(cracks, 0.35))
+    layers.melanin += 0.5 * strength * cover * (1 - soft(cracks, 0.5))
     spots = view.blank()
     for (u, v), radius in zip(
         _places(subject, "blood spots", 6, 0.5), subject.draws("blood spot sizes", 6, 0.012, 0.04), strict=True
@@ -573,7 +580,7 @@ def _glomerular(
         across, down, gaps = (subject.draws(f"coils {number} {axis}", 9) for axis in ("u", "v", "gap"))
         for a, b, gap in zip(across, down, gaps, strict=True):
             du, dv = 0.3 * (a - 0.5), 0.3 * (b - 0.5)
-            ring(view, cover, u + du, v + dv, 0.017 + 0.008 * gap, 0.008, gap * 2 * math.pi)
+            ring(view, cover, u + du, v + dv, 0.02 + 0.01 * gap, 0.009, gap * 2 * math.pi)
     cover *= soft(depth + 0.05, 0.1)
     layers.blood += (0.5 + 1.0 * strength) * cover
     return cover
@@ -657,13 +664,14 @@ def _hair(subject: Lesion, view: View) -> np.ndarray:
         subject.draws("hair u", count, -1.1, 1.1),
         subject.draws("hair v", count, -1.1, 1.1),
         subject.draws("hair turn", count, -0.5, 0.5),
-        subject.draws("hair bow", count, -0.5, 0.5),
-        subject.draws("hair width", count, 0.007, 0.016),
+        subject.draws("hair bow", count, -0.35, 0.35),
+        subject.draws("hair width", count, 0.005, 0.013),
         subject.draws("hair length", count, 0.5, 1.3),
         strict=True,
     ):
         cosine, sine = math.cos(heading + turn), math.sin(heading + turn)
-        along, across = (view.u - u) * cosine + (view.v - v) * sine, (view.v - v) * cosine - (view.u - u) * sine
+        du, dv = view.straight_u - u, view.straight_v - v
+        along, across = du * cosine + dv * sine, dv * cosine - du * sine
         distance = np.abs(across - bow * along * along) / np.sqrt(1 + (2 * bow * along) ** 2)
         thick = max(width, 0.5 * view.pixel)
         faint = min(1.0, width / (0.5 * view.pixel))
@@ -703,7 +711,7 @@ def _ruler(key: tuple[int | str, ...], view: View) -> tuple[np.ndarray, np.ndarr
 def _bubbles(key: tuple[int | str, ...], view: View) -> np.ndarray:
     """Air bubbles in the gel: faint bright rims with a spark of light."""
     light = view.blank()
-    count = max(0, int(keyed.uniform((*key, "bubbles"), 1, -4, 9)[0]))
+    count = max(0, int(keyed.uniform((*key, "bubbles"), 1, -6, 7)[0]))
     for x, y, size in zip(*(keyed.uniform((*key, "bubble", axis), count) for axis in "xys"), strict=True):
         radius = 0.03 + 0.11 * float(size) ** 2
         dx, dy = view.x - float(2 * x - 1), view.y - float(2 * y - 1)
@@ -719,19 +727,14 @@ def _camera(key: tuple[int | str, ...], photograph: Photograph, view: View, colo
     """Exposure, white balance, uneven light, vignette, and the sensor's grain."""
     exposure, warm, tint, side, fall, dark, grain = (float(value) for value in keyed.uniform((*key, "light"), 7))
     angle = 2 * math.pi * side
-    light = (0.92 + 0.16 * exposure) * (1 + 0.12 * fall * (view.x * math.cos(angle) + view.y * math.sin(angle)))
+    light = (0.94 + 0.12 * exposure) * (1 + 0.12 * fall * (view.x * math.cos(angle) + view.y * math.sin(angle)))
     radius = np.hypot(view.x, view.y)
     light *= 1 - (0.05 + 0.3 * dark) * np.clip(radius - 0.5, 0, 1) ** 2
     if photograph.source == "contact":
         # The contact plate's own rim: a black surround, in some photographs only.
         rim = 1.16 + 0.5 * float(keyed.uniform((*key, "rim"), 1)[0])
         light *= 0.06 + 0.94 * soft(rim - radius, 0.08)
-    balance = np.asarray([1 + 0.05 * (warm - 0.5), 1 + 0.04 * (tint - 0.5), 1 - 0.08 * (warm - 0.5)], np.float32)
+    balance = np.asarray([1 + 0.06 * (warm - 0.5), 1 + 0.05 * (tint - 0.5), 1 - 0.14 * (warm - 0.5)], np.float32)
     height, width = view.shape
     noise = keyed.uniform((*key, "grain"), height * width, -1, 1).reshape(height, width, 1).astype(np.float32)
     return colour * light[..., None] * balance + (0.008 + 0.016 * grain) * noise
-
-
-def without_artefacts(photograph: Photograph) -> Photograph:
-    """The same photograph, had nobody laid a ruler or drawn with ink."""
-    return replace(photograph, ruler=False, ink=False)

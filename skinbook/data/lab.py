@@ -7,15 +7,18 @@ Everything comes from `skinbook.keyed`, so the lab is the same on every machine.
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import multiprocessing
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -26,9 +29,10 @@ from skinbook.data import dermoscopy, drawing
 from skinbook.data.dermoscopy import SOURCES, STRUCTURES, Photograph
 from skinbook.data.schema import Dataset, tidy
 from skinbook.diagnoses import CLASSES, malignant
+from skinbook.progress import bar
 
 SIZE = 128  # pixels; photographs are square
-LESIONS = {"nv": 384, "mel": 132, "bkl": 120, "bcc": 96, "ak": 64, "scc": 52, "vasc": 56, "df": 56}
+LESIONS = {"nv": 388, "mel": 140, "bkl": 96, "bcc": 104, "ak": 68, "scc": 56, "vasc": 54, "df": 54}
 # The share of lesions with one, two, ... six photographs: 2.5 a lesion on average.
 PHOTOGRAPHS = (0.30, 0.27, 0.20, 0.13, 0.06, 0.04)
 RULER, INK = 0.06, 0.04  # how often a photograph shows one, where no shortcut is planted
@@ -54,8 +58,8 @@ class Statistics:
 
 
 # Summaries of the table of Tschandl, Rosendahl and Kittler, "The HAM10000 dataset", Scientific Data 2018. It has one
-# class for actinic keratosis and in-situ carcinoma: the lab's ak keeps its numbers and leans to the face, and its scc is
-# somewhat older and leans to the limbs.
+# class for actinic keratosis and in-situ carcinoma: the lab's ak keeps its numbers and leans to the face, and its scc
+# is somewhat older and leans to the limbs.
 STATISTICS = {
     "nv": Statistics(
         (5, 20, 40, 45, 55, 75, 85), 0.51,
@@ -182,7 +186,7 @@ def _patients(dx: str, count: int, seed: int) -> pd.DataFrame:
             "age": age,
             "sex": sex,
             "site": site,
-            "source": _choose(draws("source"), {name: 1.0 for name in SOURCES}).astype(object),
+            "source": _choose(draws("source"), dict.fromkeys(SOURCES, 1.0)).astype(object),
             "skin_type": 1 + np.searchsorted(np.cumsum(SKIN_TYPES[:-1]), draws("skin"), side="right"),
             "photographs": 1 + np.searchsorted(np.cumsum(PHOTOGRAPHS[:-1]), draws("photographs"), side="right"),
         }
@@ -194,15 +198,17 @@ SKIN_TYPES = (0.12, 0.32, 0.30, 0.14, 0.07, 0.05)  # shares of Fitzpatrick types
 
 # Drawing and caching ------------------------------------------------------------------------------------------------
 
+T = TypeVar("T")
+R = TypeVar("R")
 Task = tuple[str, int, int, int, Photograph]  # diagnosis, seed, lesion's number, skin type, photograph
 
 
 def _tasks(table: pd.DataFrame, seed: int) -> list[Task]:
+    names = ("dx", "lesion", "skin_type", "photograph", "source", "ruler", "ink")
     return [
-        (row.dx, seed, int(row.lesion), int(row.skin_type),
-         Photograph(int(row.photograph), row.source, bool(row.ruler), bool(row.ink)))
-        for row in table.itertuples()
-    ]  # fmt: skip
+        (dx, seed, lesion, skin_type, Photograph(number, source, ruler, ink))
+        for dx, lesion, skin_type, number, source, ruler, ink in zip(*(table[n].tolist() for n in names), strict=True)
+    ]
 
 
 def _draw(task: Task, height: int = SIZE, width: int = SIZE) -> dermoscopy.Rendering:
@@ -224,30 +230,40 @@ def _draw_chunk(tasks: list[Task]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.stack(images), np.stack(lesions), np.stack(bits)
 
 
-def _draw_all(tasks: list[Task]) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """All chunks in order, drawn by as many processes as there are cores."""
-    chunks = [tasks[start : start + 32] for start in range(0, len(tasks), 32)]
-    done = 0
-    workers = min(os.cpu_count() or 1, 16)
-    if workers > 1:
-        import multiprocessing
+def in_parallel(function: Callable[[list[T]], R], items: list[T]) -> Iterator[R]:
+    """`function` of 32 items at a time, in order, by as many processes as there are cores.
 
-        if multiprocessing.parent_process() is not None:
-            raise SkinbookError(
-                "The lab is being loaded while Python starts a worker: put your script's code under if __name__ == '__main__'."
-            )
+    The function and its module are imported anew by every process, so both should be light.
+
+    Raises
+    ------
+    SkinbookError
+        If a script calls this while Python, starting a worker, imports the script for the second time.
+    """
+    chunks = [items[start : start + 32] for start in range(0, len(items), 32)]
+    done, workers = 0, min(os.cpu_count() or 1, len(chunks), 16)
+    if multiprocessing.parent_process() is not None:
+        raise SkinbookError(
+            "A worker process has called the lab: put your script's code under `if __name__ == '__main__':`."
+        )
+    if workers > 1:
         try:
             with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-                for arrays in pool.map(_draw_chunk, chunks):
-                    yield arrays
+                for result in pool.map(function, chunks):
+                    yield result
                     done += 1
             return
         except BrokenProcessPool:
-            pass  # An environment without processes: go on in this one.
-    yield from map(_draw_chunk, chunks[done:])
+            pass  # No processes to be had here: this one goes on alone.
+    yield from map(function, chunks[done:])
 
 
-FILES = ("photographs.npy", "lesions.npy", "structures.npy")
+# The cached arrays: file, shape of one photograph's part, dtype.
+FILES = (
+    ("photographs.npy", (SIZE, SIZE, 3), np.uint8),
+    ("lesions.npy", (SIZE, SIZE), np.bool_),
+    ("structures.npy", (SIZE, SIZE), np.uint16),
+)
 
 
 def _fingerprint(seed: int, shortcut: float) -> str:
@@ -260,51 +276,30 @@ def _fingerprint(seed: int, shortcut: float) -> str:
 
 def _render_into(folder: Path, tasks: list[Task], progress: bool) -> None:
     """Draw all photographs into a folder of .npy files, which appears only when it is complete."""
-    from tqdm import tqdm
-
+    partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.partial-", dir=folder.parent))
-    except OSError as error:
-        raise SkinbookError(
-            f"The cache {folder.parent} cannot be written ({error.strerror}). Set SKINBOOK_CACHE to a folder that can."
-        ) from error
-    shapes = {
-        "photographs.npy": ((SIZE, SIZE, 3), np.uint8),
-        "lesions.npy": ((SIZE, SIZE), np.bool_),
-        "structures.npy": ((SIZE, SIZE), np.uint16),
-    }
-    try:
-        files = [open(partial / name, "wb") for name in FILES]  # noqa: SIM115
-        try:
-            for file, name in zip(files, FILES, strict=True):
-                shape, dtype = shapes[name]
-                header = {
-                    "descr": np.lib.format.dtype_to_descr(np.dtype(dtype)),
-                    "fortran_order": False,
-                    "shape": (len(tasks), *shape),
-                }
+        partial.mkdir(parents=True)
+        with ExitStack() as stack:
+            files = [stack.enter_context(open(partial / name, "wb")) for name, _, _ in FILES]
+            for file, (_, shape, dtype) in zip(files, FILES, strict=True):
+                descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
+                header = {"descr": descr, "fortran_order": False, "shape": (len(tasks), *shape)}
                 np.lib.format.write_array_header_1_0(file, header)
-            with tqdm(
-                total=len(tasks), desc="drawing the lab", unit="photograph", disable=None if progress else True
-            ) as bar:
-                for arrays in _draw_all(tasks):
-                    for file, array in zip(files, arrays, strict=True):
-                        file.write(array.tobytes())
-                    bar.update(len(arrays[0]))
-        finally:
-            for file in files:
-                file.close()
-        try:
-            os.replace(partial, folder)
-        except OSError:
-            # Another process was faster. Its files are the same.
-            if not (folder / FILES[0]).is_file():
-                raise
+            shown = stack.enter_context(bar(len(tasks), "drawing the lab", unit="photograph", shown=progress))
+            # Plain writing, not memory mapping: on a full disk it fails with an error and not with a crash.
+            for arrays in in_parallel(_draw_chunk, tasks):
+                for file, array in zip(files, arrays, strict=True):
+                    file.write(array.tobytes())
+                shown.update(len(arrays[0]))
+        os.replace(partial, folder)
     except OSError as error:
-        raise SkinbookError(
-            f"The lab's photographs (250 MB) could not be written to {folder.parent} ({error.strerror}). Make room, or set SKINBOOK_CACHE."
-        ) from error
+        # Another process may have been faster; its files are the same.
+        if not folder.is_dir():
+            reason = "no space is left" if error.errno == errno.ENOSPC else (error.strerror or str(error))
+            raise SkinbookError(
+                f"The lab's photographs (about 240 MB) cannot be written to {folder.parent}: {reason}. "
+                "Make room there, or set SKINBOOK_CACHE to another folder."
+            ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -319,9 +314,8 @@ class Photographs:
 
     def row(self, image_id: str) -> int:
         if image_id not in self._rows:
-            raise SkinbookError(
-                f"The lab has no photograph {image_id!r}; its image_ids run from LAB_0000000 to LAB_{len(self._rows) - 1:07d}."
-            )
+            last = len(self._rows) - 1
+            raise SkinbookError(f"The lab has no photograph {image_id!r}; it has LAB_0000000 to LAB_{last:07d}.")
         return self._rows[image_id]
 
     def read(self, image_id: str) -> np.ndarray:
@@ -358,16 +352,7 @@ def load(cache: Path, *, seed: int = 0, shortcut: float = 0.0, progress: bool = 
     folder = Path(cache) / "lab" / fingerprint
     if not folder.is_dir():
         _render_into(folder, _tasks(truth, seed), progress)
-    arrays = []
-    for name in FILES:
-        try:
-            array = np.load(folder / name, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise SkinbookError(
-                f"The cached file {folder / name} is damaged or missing. Remove the folder {folder}; it is drawn anew."
-            ) from error
-        arrays.append(array)
-    photographs, lesions, structures = arrays
+    photographs, lesions, structures = (_open(folder / name, (len(truth), *shape)) for name, shape, _ in FILES)
     return Dataset(
         edition="lab",
         table=tidy(truth, "the lab"),
@@ -376,6 +361,18 @@ def load(cache: Path, *, seed: int = 0, shortcut: float = 0.0, progress: bool = 
         masks=Photographs(lesions, structures, truth, seed, fingerprint + " masks"),
         where=folder,
     )
+
+
+def _open(file: Path, shape: tuple[int, ...]) -> np.ndarray:
+    try:
+        array = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise SkinbookError(
+            f"The cached file {file} is missing or damaged. Remove its folder; it is drawn anew."
+        ) from error
+    if array.shape != shape:
+        raise SkinbookError(f"The cached file {file} holds {array.shape} and not {shape}. Remove its folder.")
+    return array
 
 
 # What only a generator can tell -------------------------------------------------------------------------------------
@@ -416,9 +413,9 @@ def with_shortcut(dataset: Dataset, image_ids: list[str], kind: str | None, size
         raise SkinbookError(f"{kind!r} is not a shortcut that the lab can plant; choose ruler, ink or None.")
     images = []
     for image_id in image_ids:
-        *lesion, photograph = _lab(dataset).task(image_id)
-        planted = Photograph(photograph.number, photograph.source, kind == "ruler", kind == "ink")
-        images.append(_draw((*lesion, planted), size, size).image)
+        dx, seed, number, skin_type, photograph = _lab(dataset).task(image_id)
+        planted = replace(photograph, ruler=kind == "ruler", ink=kind == "ink")
+        images.append(_draw((dx, seed, number, skin_type, planted), size, size).image)
     return np.stack(images)
 
 
