@@ -339,8 +339,6 @@ def value(name: str, chapter: str, edition: str, scale: str) -> SimpleNamespace 
 
 def page(chapter: str, edition: str, scale: str, names: Sequence[str] | None = None) -> tuple[str, str]:
     """A chapter's results as text and as HTML: a table of reports, the claims, and a line on where they come from."""
-    import pandas as pd
-
     stored = read("results", edition, scale, chapter)
     rows = {
         **{
@@ -357,10 +355,18 @@ def page(chapter: str, edition: str, scale: str, names: Sequence[str] | None = N
     if not rows:
         sentence = f"The ledger holds no results of {chapter} on {edition} at {scale} scale yet."
         return sentence, f"<p>{html.escape(sentence)}</p>"
-    table = pd.DataFrame(list(rows.values()), columns=["name", "value [95 % interval]", "seeds"])
+    table = [("name", "value [95 % interval]", "seeds"), *((*row[:2], str(row[2])) for row in rows.values())]
     line = provenance_line(stored["provenance"], edition, scale)
-    text = f"{table.to_string(index=False, justify='left')}\n\n{line}"
-    return text, f"{table.to_html(index=False, border=0, justify='left')}\n<p><small>{html.escape(line)}</small></p>"
+    # Laid out here and not by pandas, which cuts long texts in HTML and may do it differently in its next version.
+    widths = [max(len(row[column]) for row in table) for column in range(3)]
+    text = "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in table)
+    head, *body = (
+        "".join(f"<{tag}>{html.escape(text)}</{tag}>" for text in row)
+        for tag, row in zip(["th", *["td"] * len(rows)], table, strict=True)
+    )
+    lines = ["<table>", f"<thead><tr>{head}</tr></thead>", "<tbody>", *(f"<tr>{row}</tr>" for row in body)]
+    lines += ["</tbody>", "</table>", f"<p><small>{html.escape(line)}</small></p>"]
+    return f"{text}\n\n{line}", "\n".join(lines)
 
 
 def provenance_line(about: Mapping[str, Any], edition: str, scale: str) -> str:

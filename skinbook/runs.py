@@ -24,6 +24,11 @@ Tell = Callable[[str], None]
 FACTS_CELL = "from skinbook import chapter as _chapter\n\n_chapter.facts()"
 
 
+def built(home: Path = HOME) -> Path:
+    """Where runs are kept: in the checkout, or (with the package installed from a wheel) in the folder one is in."""
+    return (home if (home / "_toc.yml").is_file() else Path.cwd()) / "_build"
+
+
 def notebooks(names: Sequence[str] = (), home: Path = HOME) -> list[Path]:
     """The notebooks of chapters given by number (03), name (03_cnn_lstm) or path; all chapters when none is given.
 
@@ -219,9 +224,7 @@ def run(
     for notebook in _in_turn(names, edition, scale, home, tell):
         environment = {"SKINBOOK_EDITION": edition, "SKINBOOK_SCALE": scale}
         done = {
-            seed: fragment(
-                notebook, home / "_build" / "runs", {**environment, "SKINBOOK_SEED": str(seed)}, resume, tell
-            )
+            seed: fragment(notebook, built(home) / "runs", {**environment, "SKINBOOK_SEED": str(seed)}, resume, tell)
             for seed in range(_positive(seeds, "The number of seeds"))
         }
         name = notebook.stem
@@ -252,7 +255,7 @@ def spread(
         done = [
             fragment(
                 notebook,
-                home / "_build" / "spread",
+                built(home) / "spread",
                 {
                     "SKINBOOK_EDITION": edition,
                     "SKINBOOK_SCALE": scale,

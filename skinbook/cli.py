@@ -1,0 +1,145 @@
+"""The command line. Each command imports what it needs, so that `skinbook --help` is there at once."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from skinbook.config import SkinbookError
+
+STORY = """A book on skin lesions that measures its own claims.
+
+Find out what data you have:  skinbook data status
+
+Run a chapter:  skinbook run 03  (the generated lesions of the lab; minutes on a laptop)
+
+Run it on real lesions:  skinbook run 03 --edition ham10000 --seeds 3 --resume
+
+Keep what it found:  add --record, then look with  skinbook ledger status
+
+In a checkout,  make book  builds the pages and  make test  checks every chapter.
+
+This is a teaching tool, not a medical device.
+"""
+
+app = typer.Typer(
+    help=STORY, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
+)
+ledger_app = typer.Typer(
+    help="The ledger: results of real lesions, and the pages that show them.", no_args_is_help=True
+)
+lab_app = typer.Typer(help="The lab: generated lesions.", no_args_is_help=True)
+
+
+def _mounted() -> typer.Typer:
+    """The whole command line, with the parts that live in modules of their own."""
+    from skinbook import book, cli_data
+
+    if not app.registered_groups:
+        app.add_typer(cli_data.app, name="data")
+        app.add_typer(ledger_app, name="ledger")
+        app.add_typer(lab_app, name="lab")
+        app.add_typer(book.app, name="book")
+    return app
+
+
+Chapters = Annotated[
+    list[str] | None, typer.Argument(metavar="[CHAPTERS]...", help="Numbers, names or paths; all when left out.")
+]
+Edition = Annotated[str, typer.Option(help="Which lesions: lab, ham10000, bcn20000 or dermamnist.")]
+Scale = Annotated[str, typer.Option(help="How much computing: quick or full.")]
+
+
+@app.command("run")
+def run_command(
+    chapters: Chapters = None,
+    edition: Edition = "",
+    scale: Scale = "",
+    seeds: Annotated[int, typer.Option(help="How many seeds: 0, 1, ...")] = 1,
+    record: Annotated[
+        bool, typer.Option("--record", help="Write the ledger (and, of several seeds, tolerances).")
+    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Keep the runs that are finished already.")] = False,
+) -> None:
+    """Execute chapters, once a seed, each in a fresh kernel, and show what they report."""
+    from skinbook import runs
+
+    runs.run(chapters or (), *_dials(edition, scale), seeds, record, resume, tell=_tell)
+
+
+@app.command("spread")
+def spread_command(
+    chapters: Chapters = None,
+    edition: Edition = "",
+    scale: Scale = "",
+    seeds: Annotated[int, typer.Option(help="How many seeds: 0, 1, ...")] = 5,
+    threads: Annotated[str, typer.Option(help="Numbers of CPU threads, separated by commas.")] = "1,2",
+    resume: Annotated[bool, typer.Option(help="Keep the runs that are finished already.")] = True,
+) -> None:
+    """Measure how far reports move over seeds and threads, and write the tolerances of the checks."""
+    from skinbook import runs
+
+    if not all(count.strip().isdigit() for count in threads.split(",")):
+        raise SkinbookError(f"--threads is {threads!r}; expected whole numbers separated by commas, such as 1,2.")
+    counts = [int(count) for count in threads.split(",")]
+    runs.spread(chapters or (), *_dials(edition, scale), seeds, counts, resume, tell=_tell)
+
+
+@ledger_app.command("status")
+def ledger_status() -> None:
+    """List entries whose chapter has changed since they were recorded; the exit code is then 1."""
+    from skinbook import runs
+
+    faults = runs.status()
+    for fault in faults:
+        _tell(fault)
+    if faults:
+        raise typer.Exit(1)
+    _tell("Every entry comes from its chapter's code as it is now.")
+
+
+@ledger_app.command("refresh")
+def ledger_refresh(chapters: Chapters = None) -> None:
+    """Re-execute the cells that show the ledger, and store their outputs alone."""
+    from skinbook import runs
+
+    if not runs.refresh_ledger(chapters or (), tell=_tell):
+        _tell("Every stored cell shows the ledger as it is.")
+
+
+@lab_app.command("calibrate")
+def lab_calibrate(seeds: Annotated[int, typer.Option(help="How many labs: seeds 0, 1, ...")] = 5) -> None:
+    """Measure that the lab behaves like the real thing, and record it (takes long)."""
+    from skinbook import lab_calibration
+
+    for name, found in lab_calibration.calibrate(seeds)["measurements"].items():
+        aim = f"  aim {found['aim'][0]} to {found['aim'][1]}" if "aim" in found else ""
+        _tell(f"{name}: {found['mean']:.3f} ± {found['sd']:.3f}{aim}")
+
+
+def _dials(edition: str, scale: str) -> tuple[str, str]:
+    """The edition and scale asked for, or else those of the environment."""
+    from skinbook.config import settings
+
+    now = settings()
+    return edition or now.edition, scale or now.scale
+
+
+def _tell(line: str) -> None:
+    typer.echo(line)
+    sys.stdout.flush()  # a run in the background is followed through its log
+
+
+def main() -> None:
+    """Run a command. What a reader can put right is one sentence and exit code 2."""
+    try:
+        _mounted()()
+    except SkinbookError as error:
+        typer.echo(f"skinbook: {error}", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""The command line: what it shows, what it hands on, and how it refuses."""
+
+import subprocess
+import sys
+
+import pytest
+
+from skinbook import cli, runs
+from skinbook.config import SkinbookError
+
+
+def call(monkeypatch, *arguments):
+    """The exit code of a command."""
+    monkeypatch.setattr(sys, "argv", ["skinbook", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return ended.value.code
+
+
+def test_help_tells_a_story_and_is_there_at_once():
+    code = (
+        "import sys; sys.argv = ['skinbook', '--help']; from skinbook import cli\n"
+        "try: cli.main()\nfinally: print('torch' in sys.modules, 'pandas' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "measures its own claims" in done.stdout
+    for command in ("run", "spread", "data", "ledger", "lab", "book"):
+        assert f"  {command} " in done.stdout
+    assert done.stdout.endswith("False False\n")
+
+
+def test_run_and_spread_hand_on_what_they_are_given(monkeypatch):
+    seen = []
+    monkeypatch.setattr(runs, "run", lambda *given, **more: seen.append(given))
+    monkeypatch.setattr(runs, "spread", lambda *given, **more: seen.append(given))
+    monkeypatch.setenv("SKINBOOK_EDITION", "bcn20000")
+    monkeypatch.delenv("SKINBOOK_SCALE", raising=False)
+    assert call(monkeypatch, "run", "01", "03", "--edition", "ham10000", "--seeds", "3", "--record", "--resume") == 0
+    assert call(monkeypatch, "run") == 0
+    assert call(monkeypatch, "spread", "03", "--threads", "1,2,4", "--no-resume") == 0
+    assert seen == [
+        (["01", "03"], "ham10000", "quick", 3, True, True),
+        ((), "bcn20000", "quick", 1, False, False),
+        (["03"], "bcn20000", "quick", 5, [1, 2, 4], False),
+    ]
+
+
+def test_what_a_reader_can_put_right_is_one_sentence(monkeypatch, capsys):
+    def refuse(*given, **more):
+        raise SkinbookError("This is wrong: do that.")
+
+    monkeypatch.setattr(runs, "run", refuse)
+    assert call(monkeypatch, "run", "03") == 2
+    assert capsys.readouterr().err == "skinbook: This is wrong: do that.\n"
+    assert call(monkeypatch, "spread", "--threads", "1,two") == 2
+    assert "--threads is '1,two'" in capsys.readouterr().err
+
+
+def test_the_status_of_the_ledger_is_an_exit_code(monkeypatch, capsys):
+    monkeypatch.setattr(runs, "status", lambda: [])
+    assert call(monkeypatch, "ledger", "status") == 0
+    monkeypatch.setattr(runs, "status", lambda: ["03_x is out of date."])
+    assert call(monkeypatch, "ledger", "status") == 1
+    assert capsys.readouterr().out.endswith("03_x is out of date.\n")
+    monkeypatch.setattr(runs, "refresh_ledger", lambda names, tell: [])
+    assert call(monkeypatch, "ledger", "refresh") == 0
+
+
+def test_the_lab_is_calibrated(monkeypatch, capsys):
+    from skinbook import lab_calibration
+
+    found = {
+        "measurements": {
+            "balanced accuracy": {"mean": 0.8, "sd": 0.01, "aim": [0.7, 0.9]},
+            "size": {"mean": 1, "sd": 0},
+        }
+    }
+    monkeypatch.setattr(lab_calibration, "calibrate", lambda seeds: found)
+    assert call(monkeypatch, "lab", "calibrate", "--seeds", "2") == 0
+    assert capsys.readouterr().out == "balanced accuracy: 0.800 ± 0.010  aim 0.7 to 0.9\nsize: 1.000 ± 0.000\n"

@@ -1,0 +1,177 @@
+"""The ledger: what is written, how it is read, and what is noticed when it is out of date."""
+
+import json
+import math
+from pathlib import Path
+
+import nbformat
+import pytest
+from scipy import stats
+
+from skinbook import ledger, runs
+from skinbook.config import SkinbookError
+
+CHAPTERS = sorted((Path(__file__).resolve().parent.parent / "chapters").glob("[0-9][0-9]_*.ipynb"))
+SURROUNDINGS = {"versions": {"skinbook": "0.1.0", "torch": "2.15.0"}, "hardware": {"cpu": "A CPU", "cores": 2}}
+
+
+def cell(source, *outputs, tags=(), kind="code"):
+    return {"cell_type": kind, "source": source, "metadata": {"tags": list(tags)}, "outputs": list(outputs)}
+
+
+def told(seed, value, low, high, **more):
+    measured = {"value": value, "low": low, "high": high}
+    return {
+        "run": {"seed": seed},
+        "code": "c0de",
+        "package": "9ac4",
+        "minutes": 1.26,
+        "facts": SURROUNDINGS | {"notes": {"weights": "none", "split": "5917"}},
+        "reports": {"AUC": measured, "photographs": {"value": 10015, "low": None, "high": None}},
+        "claims": {"it flatters": {**measured, "verdict": "holds", "above": 0.0}},
+        **more,
+    }
+
+
+@pytest.fixture
+def folder(monkeypatch, tmp_path):
+    """Where the ledger lies."""
+    monkeypatch.setattr(ledger, "book_data", lambda *parts: tmp_path.joinpath(*parts))
+    return tmp_path
+
+
+def test_an_entry_is_the_mean_over_the_seeds():
+    entry = ledger.entry({0: told(0, 0.8, 0.7, 0.9), 1: told(1, 0.6, -0.9, 0.8)}, "2026-01-31")
+    auc = entry["reports"]["AUC"]
+    assert [round(auc[key], 9) for key in ("value", "low", "high")] == [0.7, -0.1, 0.85]
+    assert auc["seeds"]["1"] == {"value": 0.6, "low": -0.9, "high": 0.8}
+    assert entry["reports"]["photographs"]["value"] == 10015
+    claim = entry["claims"]["it flatters"]
+    assert (claim["verdict"], claim["seeds"]["0"]["verdict"]) == ("undecided", "holds")
+    about = entry["provenance"]
+    assert (about["split"], about["weights"], about["minutes"]) == ("5917", "none", {"0": 1.3, "1": 1.3})
+    assert (about["code"], about["package"], about["date"]) == ("c0de", "9ac4", "2026-01-31")
+
+
+def test_seeds_that_do_not_fit_together_are_refused():
+    with pytest.raises(SkinbookError, match="Seeds 0 and 1 differ in their reports: 'photographs' is in one"):
+        ledger.entry({0: told(0, 1, 1, 1), 1: told(1, 1, 1, 1, reports={"AUC": {}})}, "2026-01-31")
+    with pytest.raises(SkinbookError, match="ran different code"):
+        ledger.entry({0: told(0, 1, 1, 1), 1: told(1, 1, 1, 1, code="other")}, "2026-01-31")
+
+
+def test_writing_keeps_other_chapters_and_leaves_no_lock(folder):
+    one, other = ledger.entry({0: told(0, 0.8, 0.7, 0.9)}, "2026-01-31"), {"reports": {}}
+    ledger.write("results", "ham10000", "quick", "03_x", one)
+    file = ledger.write("results", "ham10000", "quick", "01_y", other)
+    first = file.read_text()
+    assert ledger.held("results", "ham10000", "quick") == ["01_y", "03_x"]
+    ledger.write("results", "ham10000", "quick", "03_x", one)
+    assert file.read_text() == first
+    assert ledger.read("results", "ham10000", "quick", "03_x") == json.loads(json.dumps(one))
+    assert [p.name for p in file.parent.iterdir()] == ["ham10000-quick.json"]
+    assert ledger.read("results", "lab", "full", "03_x") == {}
+    file.write_text("{")
+    with pytest.raises(SkinbookError, match=r"data/results/ham10000-quick.json cannot be read"):
+        ledger.read("results", "ham10000", "quick", "03_x")
+
+
+def test_a_tolerance_is_half_a_prediction_interval():
+    values = [0.70, 0.72, 0.75, 0.71, 0.74]
+    measured = ledger.tolerances([told(seed, value, 0, 1) for seed, value in enumerate(values)])
+    n, mean = 5, sum(values) / 5
+    sd = math.sqrt(sum((v - mean) ** 2 for v in values) / 4)
+    wanted = stats.t.ppf(0.995, n - 1) * sd * math.sqrt(1 + 1 / n)
+    assert measured["reports"]["AUC"]["tolerance"] == pytest.approx(wanted, rel=5e-3)
+    assert measured["reports"]["photographs"]["tolerance"] == 0.0
+    assert measured["claims"]["it flatters"] == {"varies": False, "verdicts": ["holds"] * 5}
+
+
+def test_a_claim_that_varies_is_recorded_as_such():
+    claims = {"it flatters": {"verdict": "undecided"}}
+    assert ledger.tolerances([told(0, 1, 0, 1), told(1, 1, 0, 1, claims=claims)])["claims"]["it flatters"]["varies"]
+
+
+def test_tolerances_are_exact_where_nothing_was_measured(folder):
+    assert ledger.tolerance("lab", "quick", "03_x", "AUC") == ledger.EXACT
+    ledger.write("tolerances", "lab", "quick", "03_x", ledger.tolerances([told(s, s, 0, 1) for s in (0, 1, 2)]))
+    assert ledger.tolerance("lab", "quick", "03_x", "AUC") > 1
+    assert ledger.tolerance("lab", "quick", "03_x", "photographs") == ledger.EXACT
+
+
+def test_code_is_hashed_without_comments_formatting_and_exercises():
+    base = ledger.code_hash([cell("x = f(1, 'a')")])
+    same = [
+        [cell('x = f(\n    1,\n    "a",\n)  # why')],
+        [cell("x = f(1, 'a')"), cell("y = 2", tags=["exercise"]), cell("z()", tags=["ledger"])],
+        [cell("x = f(1, 'a')"), cell("words", kind="markdown")],
+    ]
+    assert [ledger.code_hash(cells) for cells in same] == [base] * 3
+    assert ledger.code_hash([cell("x = f(2, 'a')")]) != base
+    assert ledger.code_hash([cell("x = f(1, 'a')")], {"epochs": 2}) != base
+    assert ledger.code_hash([cell("%pip install -q skinbook\nx = f(1, 'a')")]) != base
+
+
+def test_the_package_is_hashed_without_comments_and_docstrings(tmp_path):
+    file = tmp_path / "a.py"
+    file.write_text('"""Says."""\n\n\ndef f(x):\n    """More."""\n    return x  # why\n')
+    first = ledger.package_hash(tmp_path)
+    file.write_text('"""Says more."""\ndef f(x): return (x)\n')
+    assert ledger.package_hash(tmp_path) == first
+    file.write_text("def f(x): return x + 1\n")
+    assert ledger.package_hash(tmp_path) != first
+
+
+def test_a_page_shows_results_and_where_they_come_from(folder):
+    text, html = ledger.page("03_x", "ham10000", "quick")
+    assert text == "The ledger holds no results of 03_x on ham10000 at quick scale yet."
+    entry = ledger.entry({0: told(0, 0.8, 0.7, 0.9), 1: told(1, 0.7, 0.6, 0.8)}, "2026-01-31")
+    ledger.write("results", "ham10000", "quick", "03_x", entry)
+    text, html = ledger.page("03_x", "ham10000", "quick")
+    for part in ("0.75  [0.65, 0.85]", "10,015", "holds: 0.75"):
+        assert part in text
+        assert part in html
+    assert "<tr><td>photographs</td><td>10,015</td><td>2</td></tr>" in html
+    assert text.endswith(
+        "ham10000, quick scale, 2026-01-31; 2 CPU cores; 1.3 minutes a seed; skinbook 0.1.0, torch 2.15.0; "
+        "weights: none; split 5917."
+    )
+    assert "photographs" not in ledger.page("03_x", "ham10000", "quick", ["AUC"])[0]
+    assert ledger.value("AUC", "03_x", "ham10000", "quick").low == pytest.approx(0.65)
+    assert ledger.value("it flatters", "03_x", "ham10000", "quick").high == pytest.approx(0.85)
+    assert ledger.value("nothing", "03_x", "ham10000", "quick") is None
+
+
+def test_a_page_that_is_not_the_ledgers_is_noticed(folder):
+    asked = {"chapter": "03_x", "edition": "ham10000", "scale": "quick", "names": None}
+    asked["digest"] = ledger.digest(*ledger.page("03_x", "ham10000", "quick"))
+    stored = [{"data": {ledger.LEDGER: asked}}]
+    assert ledger.out_of_date(stored) == []
+    ledger.write("results", "ham10000", "quick", "03_x", ledger.entry({0: told(0, 0.8, 0.7, 0.9)}, "2026-01-31"))
+    assert "run `make refresh-ledger`" in ledger.out_of_date(stored)[0]
+
+
+def test_what_a_notebook_says_is_gathered_and_a_name_may_come_once():
+    said = {"data": {ledger.REPORT: {"name": "AUC", "value": 1, "low": None, "high": None}}}
+    claimed = {"data": {ledger.CLAIM: {"sentence": "it flatters", "verdict": "holds"}}}
+    found = ledger.said([cell("", said), cell("", claimed, {"text": "log"})])
+    assert found["reports"]["AUC"]["value"] == 1
+    assert found["claims"] == {"it flatters": {"verdict": "holds"}}
+    with pytest.raises(SkinbookError, match="'it flatters' is claimed twice"):
+        ledger.said([cell("", claimed, claimed)])
+
+
+def test_surroundings_name_no_machine():
+    about = json.dumps(ledger.surroundings())
+    assert "numpy" in about
+    assert "/" not in about.replace("(R)", "")
+
+
+@pytest.mark.parametrize("notebook", CHAPTERS, ids=lambda path: path.stem)
+def test_the_stored_pages_of_the_chapters_are_the_ledgers(notebook):
+    cells = [c for c in nbformat.read(notebook, as_version=4).cells if c.cell_type == "code"]
+    assert [fault for c in cells for fault in ledger.out_of_date(c.outputs)] == []
+
+
+def test_the_ledger_in_git_comes_from_the_chapters_in_git():
+    assert runs.status() == []

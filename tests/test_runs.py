@@ -1,0 +1,132 @@
+"""Chapters are executed in kernels of their own; these are tiny ones."""
+
+import json
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from skinbook import chapter, ledger, runs
+from skinbook.config import SkinbookError
+
+MEASURE = """from types import SimpleNamespace as S
+import os
+from skinbook.chapter import claim, report
+seed, threads = int(os.environ["SKINBOOK_SEED"]), int(os.environ.get("SKINBOOK_THREADS", 2))
+report("AUC", S(value=0.8 + seed / 100, low=0.7, high=0.9))
+report("photographs", 7)
+claim("it flatters", S(value=0.1, low=0.05 - seed, high=0.2))"""
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A checkout with one tiny chapter."""
+    (tmp_path / "_toc.yml").touch()
+    (tmp_path / "chapters").mkdir()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "recipes.toml").write_text('[07_x]\nneeds = ["lesion_id"]\n[08_y]\n')
+    for module in (chapter, ledger, runs):
+        monkeypatch.setattr(module, "book_data", lambda *parts: tmp_path.joinpath("data", *parts))
+    for variable in ("EDITION", "SCALE", "SEED", "DEVICE", "THREADS"):
+        monkeypatch.delenv(f"SKINBOOK_{variable}", raising=False)
+    write(tmp_path, "07_x", new_code_cell(MEASURE))
+    return tmp_path
+
+
+def write(home, name, *cells):
+    path = home / "chapters" / f"{name}.ipynb"
+    path.write_text(nbformat.writes(new_notebook(cells=[new_markdown_cell("# X"), *cells])) + "\n")
+    return path
+
+
+def test_chapters_are_named_in_three_ways(home):
+    path = home / "chapters" / "07_x.ipynb"
+    for names in ([], ["07"], ["07_x"], [str(path)]):
+        assert runs.notebooks(names, home) == [path]
+    with pytest.raises(SkinbookError, match="'99' is not a chapter; there are 07_x"):
+        runs.notebooks(["99"], home)
+    with pytest.raises(SkinbookError, match=r"no notebook elsewhere.ipynb"):
+        runs.notebooks(["elsewhere.ipynb"], home)
+    path.write_text("{")
+    with pytest.raises(SkinbookError, match=r"07_x.ipynb cannot be read as a notebook"):
+        runs.read(path)
+
+
+def test_a_run_over_seeds_is_recorded_and_resumed(home):
+    told = []
+    entries = runs.run(["07"], "ham10000", "quick", seeds=2, record=True, home=home, tell=told.append)
+    held = ledger.read("results", "ham10000", "quick", "07_x")
+    assert held == json.loads(json.dumps(entries["07_x"]))
+    assert held["reports"]["AUC"]["seeds"]["1"]["value"] == pytest.approx(0.81)
+    assert held["claims"]["it flatters"]["verdict"] == "undecided"
+    about = held["provenance"]
+    assert about["code"] == runs.code_of(home / "chapters" / "07_x.ipynb", "ham10000", "quick")
+    assert set(about["minutes"]) == {"0", "1"}
+    assert about["versions"]["python"]
+    assert about["hardware"]["cores"]
+    measured = ledger.read("tolerances", "ham10000", "quick", "07_x")
+    assert measured["reports"]["AUC"]["n"] == 2
+    assert measured["claims"]["it flatters"]["varies"]
+    assert any("THE CLAIM VARIES" in line for line in told)
+    assert runs.status(home) == []
+    executed = nbformat.read(next((home / "_build" / "runs").rglob("seed-0-*.ipynb")), as_version=4)
+    assert len(executed.cells) == 2
+    told.clear()
+    runs.run(["07"], "ham10000", "quick", seeds=2, resume=True, home=home, tell=told.append)
+    assert sum(line.endswith("already there") for line in told) == 2
+    write(home, "07_x", new_code_cell(MEASURE + "\nseed + 1"))
+    faults = runs.status(home)
+    assert "run `skinbook run 07_x --edition ham10000 --scale quick --record`" in faults[0]
+    assert "run `skinbook spread 07_x --edition ham10000 --scale quick`" in faults[1]
+    (home / "chapters" / "07_x.ipynb").unlink()
+    assert "there is no such chapter" in runs.status(home)[0]
+
+
+def test_spread_covers_seeds_and_threads(home):
+    runs.spread(["07"], seeds=2, threads=(1,), home=home, tell=lambda line: None)
+    measured = ledger.read("tolerances", "lab", "quick", "07_x")
+    assert measured["runs"] == [{"seed": 0, "threads": 1}, {"seed": 1, "threads": 1}]
+    assert measured["reports"]["photographs"]["tolerance"] == 0
+
+
+def test_a_chapter_that_fails_is_one_sentence_and_leaves_its_notebook(home):
+    write(home, "08_y", new_code_cell("print('before')"), new_code_cell("1 / 0"))
+    with pytest.raises(SkinbookError, match=r"08_y on lab-quick, seed 0: cell 3 of 4 failed \(ZeroDivisionError: "):
+        runs.run(["08"], home=home, record=True, tell=lambda line: None)
+    kept = nbformat.read(next((home / "_build" / "runs").rglob("*.ipynb")), as_version=4)
+    assert kept.cells[1].outputs[0].text == "before\n"
+    assert not list((home / "_build").rglob("*.json"))
+    assert not (home / "data" / "results").exists()
+
+
+def test_a_chapter_without_what_it_needs_is_left_out_by_name(home):
+    told = []
+    assert runs.run(["07"], "dermamnist", "quick", home=home, tell=told.append) == {}
+    assert told[0].startswith("Left out: Chapter 07_x needs lesion_id")
+
+
+def test_wrong_settings_are_one_sentence(home):
+    with pytest.raises(SkinbookError, match="mars-quick is not an edition and a scale"):
+        runs.run(["07"], "mars", home=home)
+    with pytest.raises(SkinbookError, match="The number of seeds is 0"):
+        runs.run(["07"], seeds=0, home=home)
+    with pytest.raises(SkinbookError, match="recorded in a checkout"):
+        runs.run(["07"], record=True, home=home / "elsewhere")
+
+
+def test_only_the_cells_of_the_ledger_are_refreshed(home):
+    setup = new_code_cell("from skinbook.chapter import ledger_table\nx = 1", metadata={"tags": ["setup"]})
+    other = new_code_cell("x", execution_count=2, outputs=[new_output("stream", text="kept\n")])
+    shows = new_code_cell("ledger_table('99_none')", execution_count=3, metadata={"tags": ["ledger"]})
+    path = write(home, "08_y", setup, other, shows)
+    before = json.loads(path.read_text())
+    assert runs.refresh_ledger(["08"], home, tell=lambda line: None) == [path]
+    after = json.loads(path.read_text())
+    data = after["cells"][3]["outputs"][0]["data"]
+    assert data["text/plain"] == ["The ledger holds no results of 99_none on ham10000 at quick scale yet."]
+    after["cells"][3]["outputs"] = []
+    assert after == before
+    assert runs.refresh_ledger(["08"], home) == []
+    path.write_text(path.read_text().replace("\n ", "\n  "))
+    with pytest.raises(SkinbookError, match="not in the form that `make pair` writes"):
+        runs.refresh_ledger(["08"], home)
