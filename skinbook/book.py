@@ -100,13 +100,24 @@ def dress(text: str, name: str, address: str) -> str:
 
 
 def setup(app) -> dict[str, bool]:
-    """The book's Sphinx extension: links to its own pages become links inside the rendered book, checked by Sphinx."""
+    """The book's Sphinx extension.
+
+    Links to the book's own pages become links inside the rendered book, checked by Sphinx; and a chapter's "suggest
+    edit" leads to its text twin, since nobody wants to edit a notebook's JSON.
+    """
     own = f"]({repository()}/blob/main/chapters/"
 
     def make_local(app, page: str, source: list[str]) -> None:
         source[0] = source[0].replace(own, "](")
 
+    def edit_the_text(app, page: str, template: str, context: dict, doctree) -> None:
+        for group in context.get("header_buttons", ()):
+            for button in group.get("buttons", ()):
+                if f"/edit/main/{page}.ipynb" in button.get("url", ""):
+                    button["url"] = button["url"].replace(".ipynb", ".md")
+
     app.connect("source-read", make_local)
+    app.connect("html-page-context", edit_the_text, priority=900)  # after the theme made its buttons
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
 

@@ -124,10 +124,14 @@ def test_dressing_again_changes_nothing_and_mends_what_is_stale():
 
 def test_the_rendered_book_links_within_itself():
     connected = {}
-    book.setup(SimpleNamespace(connect=connected.__setitem__))
+    book.setup(SimpleNamespace(connect=lambda event, function, priority=500: connected.update({event: function})))
     source = [f"[term]({book.repository()}/blob/main/chapters/glossary.md#token) [other](https://example.org)"]
     connected["source-read"](None, "chapters/07_trial", source)
     assert source == ["[term](glossary.md#token) [other](https://example.org)"]
+    button = {"url": "https://github.com/o/r/edit/main/chapters/07_trial.ipynb"}
+    context = {"header_buttons": [{"type": "link"}, {"buttons": [{"url": "https://github.com/o/r"}, button]}]}
+    connected["html-page-context"](None, "chapters/07_trial", "page.html", context, None)
+    assert button["url"].endswith("/edit/main/chapters/07_trial.md")
 
 
 def test_moving_the_repository(home):
