@@ -62,6 +62,7 @@ def save(top, **arrays):
             r"val_labels is uint8 of shape \(6, 1\); expected 7 whole numbers",
         ),
         ({"val_labels": np.full((7, 1), 7, np.uint8)}, r"val_labels has 7 in row 0; expected 0 to 6"),
+        ({"val_labels": np.full((7, 1), -1)}, r"val_labels has -1 in row 0; expected 0 to 6"),
         ({"val_labels": np.array([[None]] * 7, dtype=object)}, r"cannot be read|can be read|expected 7 whole numbers"),
     ],
 )

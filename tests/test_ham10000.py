@@ -101,11 +101,18 @@ def test_a_table_without_a_column(tmp_path):
 )
 def test_other_separators_encodings_case_and_blanks(tmp_path, delimiter, encoding):
     plain = reader.read_table(write_csv(tmp_path / "HAM10000_metadata.csv", HAM_HEADER, ham_rows()))
-    rows = [[c if i < 2 else f" {c.upper()} " for i, c in enumerate(row)] for row in ham_rows()]
+    rows = [[c if i < 2 else f" {c.upper()} " for i, c in enumerate(row)] for row in reversed(ham_rows())]
     odd = write_csv(
         tmp_path / "odd" / "HAM10000_metadata.csv", [f" {h.title()}" for h in HAM_HEADER], rows, delimiter, encoding
     )
     pd.testing.assert_frame_equal(plain, reader.read_table(odd))
+
+
+def test_quoted_cells_may_hold_separators_and_line_ends(tmp_path):
+    table = 'image_id,lesion_id,dx,dx_type,age,sex,localization\r\nI1, L1,nv,,"50", male, "back, \nupper"\r\n'
+    (tmp_path / "HAM10000_metadata.csv").write_bytes(table.encode())
+    row = reader.read_table(tmp_path / "HAM10000_metadata.csv").iloc[0]
+    assert (row["lesion_id"], row["age"], row["site"]) == ("L1", 50.0, "back, \nupper")
 
 
 @pytest.mark.parametrize(

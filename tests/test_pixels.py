@@ -1,5 +1,6 @@
 """The pixel store: right pixels, once, resumed after a kill, never half-written."""
 
+import dataclasses
 import errno
 import multiprocessing
 import os
@@ -75,6 +76,18 @@ def test_reduction_is_centred_and_antialiased():
     stripes = Image.fromarray(np.tile(np.array([0, 255], np.uint8), (64, 32))[..., None].repeat(3, axis=2))
     assert np.abs(np.asarray(pixels.reduce(stripes, (16, 16))).astype(int) - 127).max() <= 12
     assert pixels.reduce(photograph("one", 1, 1), (8, 8)).size == (8, 8)
+
+
+def test_a_mask_is_one_where_at_least_half_is_covered(tmp_path):
+    class Quarters(Drawn):
+        def read(self, image_id):
+            mask = np.zeros((8, 8), dtype=bool)  # of the four quarters: none, 1/4, 2/4 and 3/4 covered
+            mask[0:2, 4:6] = mask[4:6, 0:4] = mask[4:6, 4:8] = mask[6:8, 4:6] = True
+            return mask
+
+    dataset = drawn(1)
+    store = pixels.build(dataclasses.replace(dataset, masks=Quarters()), 2, tmp_path, what="masks")
+    assert store.pixels[0].tolist() == [[0, 0], [1, 1]]
 
 
 def test_a_shape_of_its_own_and_arrays(tmp_path):

@@ -51,7 +51,7 @@ def decode(path: Path, at_least: int | None = None) -> tuple[Image.Image, str | 
             width, height = image.size
             if width * height > LARGEST:
                 raise Image.DecompressionBombError
-            if at_least and image.format == "JPEG" and min(width, height) >= 4 * at_least:
+            if at_least and image.format == "JPEG":
                 scale = 2 * at_least / min(width, height)
                 image.draft(None, (int(np.ceil(width * scale)), int(np.ceil(height * scale))))
             image.load()
