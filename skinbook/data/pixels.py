@@ -312,9 +312,12 @@ def _decode_rows(plan: _Plan, source: ImageSource, image_ids: list[str], into: n
         if plan.what == "masks":
             mask = Image.fromarray(np.asarray(source.read(image_id)).astype(np.uint8) * 255)
             into[row] = np.asarray(reduce(mask, plan.size, Image.Resampling.BOX)) >= 128
-            continue
-        if isinstance(source, Files):
-            image = source.image(image_id, at_least=max(plan.size))
         else:
-            image = Image.fromarray(source.read(image_id))
-        into[row] = image if image.size[::-1] == plan.size else reduce(image, plan.size)
+            image = _open(source, image_id, at_least=max(plan.size))
+            into[row] = image if image.size[::-1] == plan.size else reduce(image, plan.size)
+
+
+def _open(source: ImageSource, image_id: str, at_least: int) -> Image.Image:
+    if isinstance(source, Files):
+        return source.image(image_id, at_least)
+    return Image.fromarray(source.read(image_id))
