@@ -134,7 +134,8 @@ def setup(name: str) -> Chapter:
     settings = config.settings()
     about = recipe(name, settings.edition, settings.scale)
     _check_needs(name, about["needs"], settings.edition, lacking(about["needs"], settings.edition))
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # without a network the hub's client tries for 23 s a file
+    if settings.scale == "quick":  # needs nothing from a hub, whose client tries for 23 s a file without a network
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     import torch
 
@@ -142,7 +143,8 @@ def setup(name: str) -> Chapter:
     torch.manual_seed(settings.seed)
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     chapter = Chapter(name, settings, about["recipe"], device(), about["title"], about["needs"])
-    _run.__init__(chapter)  # type: ignore[misc]
+    global _run
+    _run = _Run(chapter)
     opened = {"edition": settings.edition, "scale": settings.scale, "device": chapter.device}
     _show("skinbook: " + ", ".join(f"{key} {value}" for key, value in opened.items()), SETUP, opened)
     return chapter

@@ -296,10 +296,11 @@ def summary(entry: Mapping[str, Any]) -> list[str]:
 # The ledger's own cells
 
 
-def status(home: Path = HOME) -> list[str]:
+def status(home: Path = HOME, kinds: Sequence[str] = ("results", "tolerances")) -> list[str]:
     """Sentences on entries of the ledger, and on tolerances, whose chapter has other code or another recipe now."""
     faults = []
-    for kind, remedy in (("results", "skinbook run"), ("tolerances", "skinbook spread")):
+    for kind in kinds:
+        remedy = "skinbook run" if kind == "results" else "skinbook spread"
         for file in sorted(book_data(kind).glob("*.json")):
             edition, _, scale = file.stem.rpartition("-")
             for name in ledger.held(kind, edition, scale):
