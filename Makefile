@@ -11,7 +11,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.skinbook-installed
 REQUIREMENTS := --constraint constraints.txt --editable '.[book,test,lint]'
-BOOK := $(BIN)/python -m skinbook.book
+BOOK := $(BIN)/skinbook book
 
 .DEFAULT_GOAL := help
 .PHONY: help environment book test lint format pair refresh refresh-ledger generate repository spread clean

@@ -556,10 +556,3 @@ def generate_command() -> None:
 def repository_command(url: str) -> None:
     """Set the public address everywhere."""
     _tell(move_repository(url, checkout()))
-
-
-if __name__ == "__main__":
-    try:
-        app()
-    except SkinbookError as error:
-        sys.exit(str(error))

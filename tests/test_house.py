@@ -71,7 +71,7 @@ def dry(*arguments: str) -> str:
 
 
 def test_the_commands():
-    assert "skinbook.book build" in dry("book")
+    assert "skinbook book build" in dry("book")
     assert "--edition" not in dry("book")
     assert "build --edition ham10000" in dry("book", "EDITION=ham10000")
     assert 'SKINBOOK_CHAPTERS="01 03"' in dry("test", "CHAPTERS=01 03")
