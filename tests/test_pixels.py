@@ -78,6 +78,14 @@ def test_reduction_is_centred_and_antialiased():
     assert pixels.reduce(photograph("one", 1, 1), (8, 8)).size == (8, 8)
 
 
+def test_rounding_never_puts_the_cut_outside_the_image():
+    for width, height in ((600, 450), (450, 600), (200, 150), (1024, 767)):
+        image = Image.new("L", (width, height))
+        for size in range(1, 257):
+            assert pixels.reduce(image, (size, size), Image.Resampling.BOX).size == (size, size)
+            assert pixels.reduce(image, (size, 2 * size), Image.Resampling.BOX).size == (2 * size, size)
+
+
 def test_a_mask_is_one_where_at_least_half_is_covered(tmp_path):
     class Quarters(Drawn):
         def read(self, image_id):

@@ -64,8 +64,11 @@ def reduce(
     """Cut the largest centred part with the shape of `size` (height, width), and reduce it to `size`, antialiased."""
     height, width = size
     scale = min(image.width / width, image.height / height)
-    left, top = (image.width - width * scale) / 2, (image.height - height * scale) / 2
-    return image.resize((width, height), resample, box=(left, top, left + width * scale, top + height * scale))
+    # Rounding must not put the cut outside the image.
+    wide, high = min(image.width, width * scale), min(image.height, height * scale)
+    left, top = (image.width - wide) / 2, (image.height - high) / 2
+    box = (left, top, min(image.width, left + wide), min(image.height, top + high))
+    return image.resize((width, height), resample, box=box)
 
 
 def build(
