@@ -82,7 +82,7 @@ def network_scores(dataset: Dataset, store: pixels.Store, seed: int, epochs: int
     split = lesion_split(dataset.table, seed)
     pair = leakage_pair(dataset.table, split, seed)
     target, lesions = labels(dataset), dataset.table["lesion_id"].to_numpy()
-    change = Augment(flip=True, rotate=180, zoom=(0.9, 1.2), shift=0.05, brightness=0.1, contrast=0.1, saturation=0.1)
+    change = Augment(flip=True, rotate=90, zoom=(0.9, 1.2), shift=0.05, brightness=0.1, contrast=0.1, saturation=0.1)
 
     def balanced(network, rows: np.ndarray) -> float:
         logits = predict(network, Batches(store.pixels, target, rows, 128))

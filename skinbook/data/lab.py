@@ -120,8 +120,8 @@ def recipe(seed: int = 0, shortcut: float = 0.0) -> pd.DataFrame:
     Parameters
     ----------
     seed : another seed gives other lesions and patients.
-    shortcut : 0 to 1. At 0 rulers and ink are as frequent with every diagnosis; at 1 every cancer has a ruler or ink,
-        and nothing else has.
+    shortcut : 0 to 1. At 0 rulers and ink are as frequent with every diagnosis; at 1 every cancer has both,
+        and nothing else has either.
 
     Returns
     -------
