@@ -112,6 +112,14 @@ class ChapterFile(IPyNbFile):
             yield ChapterCell.from_parent(  # type: ignore[call-arg]
                 self, name=cell.name, cell_num=cell.cell_num, cell=cell.cell, options=cell.options
             )
+        for name, cell in exercises(self.nb.cells):
+            yield ExerciseCell.from_parent(  # type: ignore[call-arg]
+                self,
+                name=name,
+                cell_num=len(cells),
+                cell=cell,
+                options={**cells[0].options, "check": True, "skip": False},
+            )
         if self.entry:
             yield Whole.from_parent(self, name="ledger")
         elif not self.on_lab:
@@ -253,6 +261,38 @@ class ChapterCell(IPyNbCell):
         if len(now) != len(then):
             faults.append(f"The cell says {len(now)} sentences, and {len(then)} are stored: {self.parent.remedy()}.")
         return faults
+
+
+def exercises(cells: list[Any]) -> Iterator[tuple[str, Any]]:
+    """Cells that try an exercise's solution, and the wrong answer beside it, in the chapter's own namespace.
+
+    A solution is a Markdown cell tagged `solution` whose metadata `skinbook` name the exercise and hold a wrong answer;
+    the code cell that calls `exercise("…")` with that name is its check.
+    """
+    from nbformat.v4 import new_code_cell, new_output
+
+    for cell in cells:
+        if "solution" not in cell.metadata.get("tags", ()):
+            continue
+        about = cell.metadata.get("skinbook", {})
+        name, fenced = about.get("exercise", "?"), re.search(r"```python\n(.*?)```", cell.source, re.DOTALL)
+        checks = [c.source for c in cells if c.cell_type == "code" and f'exercise("{name}"' in c.source]
+        for kind, answer, says in (
+            ("solution", fenced and fenced[1], "right"),
+            ("wrong", about.get("wrong"), "not yet"),
+        ):
+            if not answer or len(checks) != 1:
+                answer, checks = f"raise RuntimeError('exercise {name} lacks its {kind} or its one check cell')", [""]
+            output = new_output("stream", name="stdout", text=f"Exercise {name}: {says}\n")
+            source = f"{answer}\n{checks[0]}"
+            yield f"exercise {name}, {kind}", new_code_cell(source, outputs=[output], execution_count=1)
+
+
+class ExerciseCell(ChapterCell):
+    """A solution that must be right, or a wrong answer that must not be."""
+
+    def compare_outputs(self, test, ref, skip_compare=None) -> bool:
+        return IPyNbCell.compare_outputs(self, test, ref, skip_compare)
 
 
 def near(a: float | None, b: float | None, tolerance: float) -> bool:

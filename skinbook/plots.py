@@ -1,0 +1,128 @@
+"""One look for every figure: colour-blind-safe, on a light card of its own so that it reads in dark mode too.
+
+Every function returns a matplotlib Axes (or Figure, where it says so). The text for readers who cannot see a figure
+stands in the notebook cell's metadata (`mystnb.image.alt`), where the page takes it from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from skinbook.evaluation import Interval
+
+# Okabe and Ito's palette (2008), made to be told apart by colour-blind readers.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#F0E442")
+BLUES = sns.light_palette(PALETTE[0], as_cmap=True)
+
+
+def use_style() -> None:
+    """Set the look for all figures that follow."""
+    sns.set_theme(style="ticks", palette=list(PALETTE), font_scale=0.95)
+    plt.rcParams.update(
+        {
+            "figure.figsize": (6.4, 3.6),
+            "figure.dpi": 110,
+            "figure.constrained_layout.use": True,
+            "figure.facecolor": "white",
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.titlelocation": "left",
+            "axes.titlesize": "medium",
+            "axes.titleweight": "bold",
+            "legend.frameon": False,
+        }
+    )
+
+
+def class_distribution(table: pd.DataFrame, classes: Sequence[str], part: np.ndarray | None = None) -> Axes:
+    """Photographs of each diagnosis as horizontal bars, with their count; in one colour a part where parts are given."""
+    _, ax = plt.subplots(figsize=(6.4, 0.34 * len(classes) + 1.2))
+    parts = np.full(len(table), "photographs") if part is None else part
+    counts = pd.crosstab(table["dx"], parts).reindex(list(classes), fill_value=0)
+    left = np.zeros(len(classes))
+    for column in counts:
+        ax.barh(list(classes), counts[column], left=left, label=column)
+        left += counts[column].to_numpy()
+    for row, total in enumerate(left):
+        ax.text(total, row, f" {int(total):,} ({total / left.sum():.0%})", va="center")
+    ax.invert_yaxis()
+    ax.margins(x=0.18)
+    ax.set_xlabel("photographs")
+    if part is not None:
+        ax.legend(loc="lower right")
+    return ax
+
+
+def curves(history: pd.DataFrame, best_epoch: int | None = None) -> Figure:
+    """Training and validation curves: loss on the left, accuracies on the right. `history` as `fit()` returns it."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(7.6, 3.2))
+    for column in ("train loss", "validation loss"):
+        if column in history:
+            left.plot(history["epoch"], history[column], label=column.removesuffix(" loss"))
+    for column in ("validation accuracy", "validation balanced accuracy"):
+        if column in history:
+            right.plot(history["epoch"], history[column], label=column.removeprefix("validation "))
+    for ax, title in ((left, "Loss"), (right, "Validation")):
+        ax.set(xlabel="epoch", title=title)
+        if best_epoch:
+            ax.axvline(best_epoch, color="0.6", linestyle=":", label="epoch kept")
+        ax.legend()
+    right.set_ylim(0, 1)
+    return figure
+
+
+def confusion_matrix(counts: pd.DataFrame) -> Axes:
+    """A confusion matrix: the colour is the share of the true class (row), the number is the count of photographs."""
+    side = 0.52 * len(counts) + 1.4
+    _, ax = plt.subplots(figsize=(side + 0.8, side))
+    totals = counts.sum(axis=1).replace(0, 1)
+    sns.heatmap(
+        counts.div(totals, axis=0),
+        annot=counts,
+        fmt="d",
+        cmap=BLUES,
+        vmin=0,
+        vmax=1,
+        square=True,
+        linewidths=0.5,
+        cbar_kws={"label": "share of the true class"},
+        ax=ax,
+    )
+    ax.set(xlabel="predicted", ylabel="true")
+    ax.tick_params(axis="y", rotation=0)
+    return ax
+
+
+def intervals(values: Mapping[str, Interval], xlabel: str, reference: float | None = None) -> Axes:
+    """A forest plot: a point and its 95 % interval on each line, from the top in the order given."""
+    _, ax = plt.subplots(figsize=(6.4, 0.42 * len(values) + 1.0))
+    for row, found in enumerate(values.values()):
+        ax.plot([found.low, found.high], [row, row], color=PALETTE[0], linewidth=2)
+        ax.plot(found.value, row, "o", color=PALETTE[0])
+        ax.text(1.02, row, str(found), transform=ax.get_yaxis_transform(), va="center", fontsize="small")
+    ax.set_yticks(range(len(values)), list(values))
+    ax.invert_yaxis()
+    ax.set_ylim(len(values) - 0.5, -0.5)
+    if reference is not None:
+        ax.axvline(reference, color="0.6", linestyle=":")
+    ax.set_xlabel(xlabel)
+    return ax
+
+
+def gallery(images: Sequence[np.ndarray], captions: Sequence[str], columns: int = 6) -> Figure:
+    """Photographs in a grid, uint8 (height, width, 3) each, with a caption below each one."""
+    rows = -(-len(images) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(1.35 * columns, 1.65 * rows), squeeze=False)
+    for ax in axes.flat:
+        ax.axis("off")
+    for ax, image, caption in zip(axes.flat, images, captions, strict=False):
+        ax.imshow(image)
+        ax.set_title(caption, fontsize="small", fontweight="normal", loc="center")
+    return figure

@@ -1,0 +1,104 @@
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from skinbook import keyed
+from skinbook.batches import Batches
+from skinbook.config import SkinbookError
+from skinbook.networks import SCRATCH, Backbone, Classifier, frozen_features, parameters
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.delenv("SKINBOOK_WEIGHTS", raising=False)
+
+
+@pytest.mark.parametrize(("name", "channels"), [("test_resnet", 96), ("resnet18", 512), ("mobilenet_v2", 1280)])
+def test_a_backbone_gives_a_feature_map(name, channels):
+    backbone = Backbone(name).eval()
+    with torch.no_grad():
+        assert backbone(torch.zeros(2, 3, 64, 64)).shape == (2, channels, 2, 2)
+    assert (backbone.channels, backbone.stride, backbone.weights) == (channels, 32, SCRATCH)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "resnet18", "mobilenet_v2"])
+def test_an_earlier_stage_gives_a_larger_map_and_carries_no_dead_weight(name):
+    whole, early = Backbone(name), Backbone(name, stride=8).eval()
+    with torch.no_grad():
+        assert early(torch.zeros(1, 3, 64, 64)).shape == (1, early.channels, 8, 8)
+    assert parameters(early) < parameters(whole)
+
+
+def test_counts_of_parameters_are_pinned():
+    assert parameters(Backbone("resnet18")) == 11_176_512
+    assert parameters(Backbone("resnet34")) == 21_284_672
+    assert parameters(Classifier(Backbone("test_resnet"), 8)) == 373_464
+
+
+def test_what_is_not_there_is_said():
+    with pytest.raises(SkinbookError, match="not a network"):
+        Backbone("resnet1001")
+    with pytest.raises(SkinbookError, match="no feature map of stride 5"):
+        Backbone("test_resnet", stride=5)
+    with pytest.raises(SkinbookError, match="expected none, pretrained or lab"):
+        Backbone("test_resnet", "imagenet")
+
+
+def test_pretrained_without_network_and_file_is_from_scratch_and_says_so():
+    assert Backbone("test_resnet", "pretrained").weights == SCRATCH
+
+
+def weights_file(folder, name="mobilenet_v2", **about):
+    torch.manual_seed(1)
+    other = Backbone(name)
+    state = {f"features.{k}": v.half() if v.is_floating_point() else v for k, v in other.model.state_dict().items()}
+    file = folder / f"{name}_somewhere.safetensors"
+    save_file(state, file, {"arch": f"torchvision.{name}", "mean": "0.5,0.5,0.5", "std": "0.25,0.5,0.5"} | about)
+    return file, other
+
+
+def test_a_local_file_is_loaded_with_its_normalisation(tmp_path, monkeypatch):
+    file, other = weights_file(tmp_path)
+    for place in (tmp_path, file):
+        monkeypatch.setenv("SKINBOOK_WEIGHTS", str(place))
+        backbone = Backbone("mobilenet_v2", "pretrained")
+        assert backbone.weights == "mobilenet_v2_somewhere.safetensors"
+        assert (backbone.mean, backbone.std) == ((0.5, 0.5, 0.5), (0.25, 0.5, 0.5))
+        for (key, loaded), kept in zip(backbone.state_dict().items(), other.state_dict().values(), strict=True):
+            assert torch.equal(loaded, kept.half().float() if kept.is_floating_point() else kept), key
+    assert Backbone("test_resnet", "pretrained").weights == SCRATCH
+
+
+def test_a_file_that_does_not_fit_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("SKINBOOK_WEIGHTS", str(tmp_path))
+    file, other = weights_file(tmp_path, arch="torchvision.resnet50")
+    with pytest.raises(SkinbookError, match=r"holds weights of torchvision\.resnet50"):
+        Backbone("mobilenet_v2", "pretrained")
+    state = {k: v for k, v in other.model.state_dict().items() if k != "0.0.weight"}
+    save_file(state, file)
+    with pytest.raises(SkinbookError, match=r"does not fit mobilenet_v2: 0\.0\.weight"):
+        Backbone("mobilenet_v2", "pretrained")
+    file.write_bytes(b"not safetensors")
+    with pytest.raises(SkinbookError, match="cannot be read"):
+        Backbone("mobilenet_v2", "pretrained")
+    monkeypatch.setenv("SKINBOOK_WEIGHTS", str(tmp_path / "absent"))
+    with pytest.raises(SkinbookError, match="does not exist"):
+        Backbone("mobilenet_v2", "pretrained")
+
+
+def test_frozen_features_come_in_the_order_of_the_rows_and_leave_the_backbone_as_it_was():
+    pixels = (keyed.uniform("pixels", 10 * 64 * 64 * 3) * 256).astype(np.uint8).reshape(10, 64, 64, 3)
+    backbone = Backbone("test_resnet").train()
+    before = {k: v.clone() for k, v in backbone.state_dict().items()}
+    rows = np.array([7, 2, 5, 9, 0])
+    batches = Batches(pixels, np.zeros(10), rows, batch_size=2)
+    pooled, tokens = frozen_features(backbone, batches), frozen_features(backbone, batches, pool=False)
+    assert pooled.shape == (5, 96)
+    assert tokens.shape == (5, 4, 96)
+    assert torch.allclose(tokens.mean(1), pooled, atol=1e-5)
+    (single,) = [b.inputs for b in Batches(pixels, np.zeros(10), np.array([5])).epoch()]
+    with torch.no_grad():
+        assert torch.allclose(backbone.eval()(single).mean((2, 3))[0], pooled[2], atol=1e-5)
+    assert all(torch.equal(before[k], v) for k, v in backbone.state_dict().items())
