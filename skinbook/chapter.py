@@ -11,6 +11,7 @@ import numbers
 import os
 import re
 import tomllib
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -137,6 +138,8 @@ def setup(name: str) -> Chapter:
     if settings.scale == "quick":  # needs nothing from a hub, whose client tries for 23 s a file without a network
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    # tqdm asks for ipywidgets on stderr, with a path of the machine; its bars do without.
+    warnings.filterwarnings("ignore", message="IProgress not found")
     import torch
 
     torch.set_num_threads(settings.threads)

@@ -104,6 +104,7 @@ def execute(cells: Any, folder: Path, environment: Mapping[str, str], label: str
             timeout=None,
             kernel_manager_class=Kernel,
             record_timing=False,
+            extra_arguments=["--log-level=ERROR"],
             resources={"metadata": {"path": str(folder)}},
             on_cell_start=started,
         )
@@ -111,7 +112,7 @@ def execute(cells: Any, folder: Path, environment: Mapping[str, str], label: str
             client.execute(env=dict(environment))
         except CellExecutionError as error:
             reason = f"{error.ename}: {error.evalue}"
-        except DeadKernelError:
+        except (DeadKernelError, AssertionError):  # nbclient asserts a living kernel while it clears a dead one away
             reason = "the kernel died, perhaps for want of memory"
         else:
             return

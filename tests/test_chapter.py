@@ -1,6 +1,7 @@
 """What a chapter says, and when it refuses."""
 
 import math
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -143,7 +144,11 @@ def test_setup_says_in_one_line_what_it_runs_on(shown, recipes, monkeypatch):
     assert (book.name, book.title, book.seed, book.recipe.epochs) == ("07_x", "X", 3, 2)
     assert (torch.get_num_threads(), torch.initial_seed()) == (2, 3)
     report("AUC", 1)
-    book = chapter.setup("07_x")
+    with warnings.catch_warnings(record=True) as heard:
+        book = chapter.setup("07_x")
+        warnings.warn("IProgress not found. Please update jupyter and ipywidgets.", UserWarning, stacklevel=1)
+        warnings.warn("Something else.", UserWarning, stacklevel=1)
+    assert [str(w.message) for w in heard] == ["Something else."]
     report("AUC", 1)
     assert torch.rand(1).item() == drawn
     monkeypatch.setenv("SKINBOOK_DEVICE", "abacus")
