@@ -96,7 +96,7 @@ def test_a_chapter_that_fails_is_one_sentence_and_leaves_its_notebook(home):
     kept = nbformat.read(next((home / "_build" / "runs").rglob("*.ipynb")), as_version=4)
     assert kept.cells[1].outputs[0].text == "before\n"
     write(home, "08_y", new_code_cell("import os\nos._exit(1)"))
-    with pytest.raises(SkinbookError, match="cell 2 of 3 failed .the kernel died, perhaps for want of memory"):
+    with pytest.raises(SkinbookError, match=r"cell 2 of 3 failed .the kernel died, perhaps for want of memory"):
         runs.run(["08"], home=home, tell=lambda line: None)
     assert not list((home / "_build").rglob("*.json"))
     assert not (home / "data" / "results").exists()
