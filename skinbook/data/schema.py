@@ -56,7 +56,7 @@ class Dataset:
     masks: ImageSource | None = None
     provides: frozenset[str] = PROVISIONS
     where: Path | None = None
-    # Pairs of image_ids that are one and the same photograph under two lesion_ids. A split keeps them together.
+    # Pairs of image_ids that are one and the same file. A split keeps them together, whatever their lesion_ids.
     identical: tuple[tuple[str, str], ...] = ()
 
 
@@ -115,7 +115,9 @@ def tidy(table: pd.DataFrame, origin: str) -> pd.DataFrame:
 def _first_fault(table: pd.DataFrame, faults: pd.DataFrame, origin: str) -> str:
     fault = faults.sort_values("index", na_position="last", kind="stable").iloc[0]
     column, check = str(fault["column"]), str(fault["check"])
-    count = int((faults["column"] == fault["column"]).sum())
+    count = faults["index"][faults["column"] == fault["column"]].nunique()
+    found = fault["failure_case"]
+    found = found.item() if hasattr(found, "item") else found
     if check == "field_uniqueness":
         doubled = table["image_id"][table["image_id"].duplicated()].iloc[0]
         rows = (table.index[table["image_id"] == doubled] + 2).tolist()
@@ -131,4 +133,4 @@ def _first_fault(table: pd.DataFrame, faults: pd.DataFrame, origin: str) -> str:
     }.get(column, "a text that is not empty")
     where = f"row {int(fault['index']) + 2}, " if pd.notna(fault["index"]) else ""
     more = f" ({count} such rows)" if count > 1 else ""
-    return f"{origin}, {where}column {column}: found {fault['failure_case']!r}, expected {expected}{more}. Correct the table."
+    return f"{origin}, {where}column {column}: found {found!r}, expected {expected}{more}. Correct the table."
