@@ -36,16 +36,16 @@ test: $(STAMP) ## unit tests and every chapter; CHAPTERS="01 03" narrows the cha
 	SKINBOOK_CHAPTERS="$(CHAPTERS)" $(BIN)/python -m pytest --nbval
 
 lint: $(STAMP) ## ruff, mypy, codespell, and the floors of the house
-	$(BIN)/ruff check skinbook tests tools chapters
-	$(BIN)/ruff format --check skinbook tests tools chapters
+	$(BIN)/ruff check skinbook tests chapters
+	$(BIN)/ruff format --check skinbook tests chapters
 	$(BIN)/mypy
 	$(BIN)/codespell
 	$(BIN)/lint-imports --no-logo
 
 format: $(STAMP) ## let ruff tidy package, tests and notebooks (then the text twins)
 	$(BOOK) pair
-	$(BIN)/ruff check --fix --quiet skinbook tests tools chapters || true
-	$(BIN)/ruff format skinbook tests tools chapters
+	$(BIN)/ruff check --fix --quiet skinbook tests chapters || true
+	$(BIN)/ruff format skinbook tests chapters
 	$(BOOK) pair --source notebook
 
 pair: $(STAMP) ## bring notebooks in line with their text twins; FROM=notebook turns it round
