@@ -122,15 +122,16 @@ def leakage_pair(table: pd.DataFrame, split: Split, seed: int = 0) -> LeakagePai
     """
     counts = table["lesion_id"].map(table["lesion_id"].value_counts()).to_numpy()
     part = split.parts.to_numpy()
-    test, siblings = [], []
+    test: list[int] = []
+    siblings: list[int] = []
     for _, rows in _lesions_in_order(table, np.flatnonzero((part == "test") & (counts > 1)), ("leakage test", seed)):
-        chosen = min(rows, key=lambda row: key_bits(("leakage test", seed, str(table["image_id"].iat[row]))))
+        chosen = min(rows, key=lambda row: key_bits(("leakage test", seed, str(table["image_id"].iloc[row]))))
         test.append(chosen)
         siblings.extend(row for row in rows if row != chosen)
     if not test:
         raise SkinbookError("No test lesion has a second photograph, so leakage cannot be measured on this split.")
     train = np.flatnonzero(part == "train")
-    owed = table["dx"].iloc[siblings].value_counts().to_dict()
+    owed: dict[str, int] = {str(dx): int(n) for dx, n in table["dx"].iloc[siblings].value_counts().items()}
     given_up: list[int] = []
     lesions = list(_lesions_in_order(table, train, ("leakage exchange", seed)))
     for dx, rows in sorted(lesions, key=lambda lesion: len(lesion[1]) == 1):
@@ -148,9 +149,9 @@ def leakage_pair(table: pd.DataFrame, split: Split, seed: int = 0) -> LeakagePai
 def _lesions_in_order(table: pd.DataFrame, rows: np.ndarray, key: tuple[str, int]) -> list[tuple[str, list[int]]]:
     """(diagnosis, rows) of each lesion among these rows, in a keyed order."""
     chosen = table.iloc[rows]
-    groups = {lesion: rows[indices].tolist() for lesion, indices in chosen.groupby("lesion_id").indices.items()}
-    ordered = sorted(groups, key=lambda lesion: key_bits((*key, str(lesion))))
-    return [(table["dx"].iat[groups[lesion][0]], groups[lesion]) for lesion in ordered]
+    groups = {str(lesion): rows[places].tolist() for lesion, places in chosen.groupby("lesion_id").indices.items()}
+    ordered = sorted(groups, key=lambda lesion: key_bits((*key, lesion)))
+    return [(str(table["dx"].iloc[groups[lesion][0]]), groups[lesion]) for lesion in ordered]
 
 
 def _joined(table: pd.DataFrame, identical: Iterable[tuple[str, str]]) -> np.ndarray:
