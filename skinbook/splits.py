@@ -61,7 +61,7 @@ def lesion_split(
     fractions : the shares of train, validation and test; they sum to 1.
     identical : pairs of image_ids that are one photograph under two lesion_ids; they stay on one side.
     """
-    fractions = _checked(fractions)
+    shares = _checked(fractions)
     lesions = _joined(table, identical)
     about = pd.DataFrame({"lesion": lesions, "dx": table["dx"].to_numpy()})
     groups = about.groupby("lesion", sort=True).agg(dx=("dx", lambda d: d.mode().iloc[0]), photographs=("dx", "size"))
@@ -72,7 +72,7 @@ def lesion_split(
     for _, same_dx in groups.groupby("dx", sort=True):
         filled = np.zeros(len(PARTS))
         for lesion, photographs in zip(same_dx.index, same_dx["photographs"], strict=True):
-            lag = fractions * (filled.sum() + photographs) - filled
+            lag = shares * (filled.sum() + photographs) - filled
             chosen = int(np.argmax(lag))
             filled[chosen] += photographs
             part_of[lesion] = PARTS[chosen]
@@ -82,12 +82,12 @@ def lesion_split(
 
 def random_split(table: pd.DataFrame, seed: int = 0, fractions: Sequence[float] = FRACTIONS) -> Split:
     """The widely copied way: split photographs at random, stratified by diagnosis, whatever lesion they show."""
-    fractions = _checked(fractions)
+    shares = _checked(fractions)
     order = np.array([key_bits(("random split", seed, str(image))) for image in table["image_id"]], dtype=np.uint64)
     parts = np.empty(len(table), dtype=object)
-    for rows in table.groupby("dx", sort=True).indices.values():
-        rows = rows[np.argsort(order[rows], kind="stable")]
-        ends = np.rint(np.cumsum(fractions) * len(rows)).astype(int)
+    for same_dx in table.groupby("dx", sort=True).indices.values():
+        rows = np.asarray(same_dx)[np.argsort(order[same_dx], kind="stable")]
+        ends = np.rint(np.cumsum(shares) * len(rows)).astype(int)
         for part, chosen in zip(PARTS, np.split(rows, ends[:-1]), strict=True):
             parts[chosen] = part
     return Split(
