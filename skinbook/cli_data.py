@@ -28,7 +28,7 @@ def _one_sentence() -> Iterator[None]:
         yield
     except SkinbookError as error:
         typer.echo(str(error), err=True)
-        raise typer.Exit(1) from None
+        raise typer.Exit(2) from None
 
 
 @app.command()

@@ -22,6 +22,10 @@ def watched() -> bool:
 
 def bar(total: int, what: str, *, unit: str = "image", shown: bool = True):
     """A tqdm bar of `total` steps with the label `what`; it draws nothing unless `shown` and a person is looking."""
-    from tqdm.auto import tqdm
+    if not (shown and watched()):
+        from tqdm import tqdm
 
-    return tqdm(total=total, desc=what, unit=f" {unit}", disable=not (shown and watched()), leave=False)
+        return tqdm(total=total, disable=True)
+    from tqdm.auto import tqdm as drawn  # a widget in a notebook, a line in a terminal
+
+    return drawn(total=total, desc=what, unit=f" {unit}", leave=False)

@@ -137,6 +137,6 @@ def test_the_commands(run, tmp_path):
 )
 def test_a_wrong_command_gives_one_sentence(run, command):
     answer = run(*command)
-    assert answer.exit_code == 1
+    assert answer.exit_code == 2
     assert "Traceback" not in answer.output
     assert isinstance(answer.exception, SystemExit)
