@@ -264,28 +264,35 @@ class ChapterCell(IPyNbCell):
 
 
 def exercises(cells: list[Any]) -> Iterator[tuple[str, Any]]:
-    """Cells that try an exercise's solution, and the wrong answer beside it, in the chapter's own namespace.
-
-    A solution is a Markdown cell tagged `solution` whose metadata `skinbook` name the exercise and hold a wrong answer;
-    the code cell that calls `exercise("…")` with that name is its check.
-    """
+    """Cells that try an exercise's solution, and the wrong answer beside it, in the chapter's own namespace."""
     from nbformat.v4 import new_code_cell, new_output
 
+    for name, parts in exercise_parts(cells).items():
+        for kind, says in (("solution", "right"), ("wrong", "not yet")):
+            if all(parts.values()):
+                output = new_output("stream", name="stdout", text=f"Exercise {name}: {says}\n")
+                source = f"{parts[kind]}\n{parts['check']}"
+                yield f"exercise {name}, {kind}", new_code_cell(source, outputs=[output], execution_count=1)
+
+
+def exercise_parts(cells: list[Any]) -> dict[str, dict[str, str]]:
+    """For each exercise its `solution`, a `wrong` answer and its `check`; "" for what it lacks.
+
+    A solution is a Markdown cell tagged `solution` whose metadata `skinbook` name the exercise and hold a wrong answer;
+    the one code cell that calls `exercise("…")` with that name is its check.
+    """
+    found = {}
     for cell in cells:
-        if "solution" not in cell.metadata.get("tags", ()):
-            continue
-        about = cell.metadata.get("skinbook", {})
-        name, fenced = about.get("exercise", "?"), re.search(r"```python\n(.*?)```", cell.source, re.DOTALL)
-        checks = [c.source for c in cells if c.cell_type == "code" and f'exercise("{name}"' in c.source]
-        for kind, answer, says in (
-            ("solution", fenced and fenced[1], "right"),
-            ("wrong", about.get("wrong"), "not yet"),
-        ):
-            if not answer or len(checks) != 1:
-                answer, checks = f"raise RuntimeError('exercise {name} lacks its {kind} or its one check cell')", [""]
-            output = new_output("stream", name="stdout", text=f"Exercise {name}: {says}\n")
-            source = f"{answer}\n{checks[0]}"
-            yield f"exercise {name}, {kind}", new_code_cell(source, outputs=[output], execution_count=1)
+        if "solution" in cell.metadata.get("tags", ()):
+            about = cell.metadata.get("skinbook", {})
+            name, fenced = about.get("exercise", "?"), re.search(r"```python\n(.*?)```", cell.source, re.DOTALL)
+            checks = [c.source for c in cells if c.cell_type == "code" and f'exercise("{name}"' in c.source]
+            found[name] = {
+                "solution": fenced[1] if fenced else "",
+                "wrong": about.get("wrong", ""),
+                "check": checks[0] if len(checks) == 1 else "",
+            }
+    return found
 
 
 class ExerciseCell(ChapterCell):
@@ -379,6 +386,12 @@ class Stored(_Check):
                 if (made["edition"], made["scale"]) != ("lab", "quick")
             ]
             faults += [f"Cell {number} {fault}." for fault in here] + ledger.out_of_date(cell.outputs)
+        faults += [
+            f"Exercise {name} lacks its {part}: see CONTRIBUTING.md on exercises."
+            for name, parts in exercise_parts(self.parent.nb.cells).items()
+            for part, source in parts.items()
+            if not source
+        ]
         try:
             ledger.said(cells)
         except SkinbookError as error:

@@ -269,3 +269,27 @@ def test_near():
     assert near(1.0, 1.05, 0.1)
     assert not near(1.0, None, 0.1)
     assert not near(1.0, 1.2, 0.1)
+
+
+def with_exercise(folder, name, solution, wrong):
+    """A chapter with one exercise: double a number."""
+    check = 'from skinbook.chapter import exercise\nexercise("1", lambda: double(3) == 6)'
+    answer = new_markdown_cell(f"<details>\n\n```python\n{solution}\n```\n\n</details>")
+    answer.metadata = {"tags": ["solution"], "skinbook": {"exercise": "1", "wrong": wrong}}
+    stub = cell("def double(x):\n    return None", tags=["exercise"])
+    write(folder, name, stub, cell(check, prints("Exercise 1: not yet\n"), tags=["exercise"], count=2), answer)
+
+
+def test_a_solution_must_be_right_and_a_wrong_answer_must_not(inner):
+    good, bad = "def double(x):\n    return 2 * x", "def double(x):\n    return x"
+    with_exercise(inner.path, "01_right", good, bad)
+    with_exercise(inner.path, "02_wrong_solution", bad, bad)
+    with_exercise(inner.path, "03_check_that_cannot_fail", good, good)
+    with_exercise(inner.path, "04_no_wrong_answer", good, "")
+    red, printed = outcome(inner, "--nbval")
+    assert red == {
+        "02_wrong_solution": ["exercise 1, solution"],
+        "03_check_that_cannot_fail": ["exercise 1, wrong"],
+        "04_no_wrong_answer": ["stored outputs"],
+    }, printed
+    assert "Exercise 1 lacks its wrong" in printed
