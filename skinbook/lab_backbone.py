@@ -18,7 +18,7 @@ from skinbook.progress import bar
 
 ARCH = "test_resnet"  # timm's: 0.37 million parameters, 96 features
 SIZE = 64  # pixels; the lab's photographs halved
-LESIONS, EPOCHS = 5000, 14
+LESIONS, EPOCHS = 4000, 12
 # Above these values a trait of the build counts as present: about half of the lesions have it.
 TRAITS = {
     "size": 0.49,
