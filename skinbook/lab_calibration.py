@@ -1,14 +1,14 @@
-"""Does the lab behave like real lesions? Four measurements, over several seeds, kept in `data/lab_calibration.json`.
+"""Does the lab behave like real lesions? Five measurements, over several seeds, kept in `data/lab_calibration.json`.
 
-`python -m skinbook.lab_calibration` measures them anew, about two minutes a seed on two cores. What is aimed at:
+`python -m skinbook.lab_calibration` measures them anew, about two minutes a seed on two idle cores. The aims:
 
-| measurement                                                                    | aim          | HAM10000 |
-|--------------------------------------------------------------------------------|--------------|----------|
-| balanced accuracy of a small network on unseen lesions                         | 0.70 to 0.90 |          |
-| how far other photographs of the test lesions flatter it (paired)              | at least 0.05|          |
-| malignant ROC AUC of age, sex and site alone                                   | 0.75 to 0.82 | 0.78     |
-| the same with `dx_type`                                                        | 0.85 to 0.92 | 0.88     |
-| a linear head on the lab's frozen backbone, against one on a random backbone   | clearly more |          |
+| measurement                                                                       | aim           | HAM10000 |
+|-----------------------------------------------------------------------------------|---------------|----------|
+| balanced accuracy on unseen lesions of a small network from scratch               | 0.70 to 0.90  |          |
+| the same of a linear head on the lab's frozen backbone (and of a random backbone) | 0.70 to 0.90  |          |
+| how far other photographs of the test lesions flatter the first (paired)          | at least 0.05 |          |
+| malignant ROC AUC of age, sex and site alone                                      | 0.75 to 0.82  | 0.78     |
+| the same with `dx_type`                                                           | 0.85 to 0.92  | 0.88     |
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from skinbook.files import replaced
 
 NETWORK, SIZE, EPOCHS = "test_resnet", 64, 15
 AIMS = {
+    "balanced accuracy of a linear head on the lab's backbone": (0.70, 0.90),
     "balanced accuracy on unseen lesions": (0.70, 0.90),
     "leakage": (0.05, 1.0),
     "malignant ROC AUC of metadata": (0.75, 0.82),
