@@ -145,6 +145,8 @@ def setup(name: str) -> Chapter:
     torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    # Full fp32 on every device, so that numbers compare: newer GPUs would round inputs to TF32.
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     chapter = Chapter(name, settings, about["recipe"], device(), about["title"], about["needs"])
     global _run
     _run = _Run(chapter)
