@@ -109,49 +109,65 @@ class LeakagePair:
     unseen: np.ndarray
 
 
-def leakage_pair(table: pd.DataFrame, split: Split, seed: int = 0) -> LeakagePair:
+def leakage_pair(
+    table: pd.DataFrame, split: Split, seed: int = 0, identical: Iterable[tuple[str, str]] = ()
+) -> LeakagePair:
     """Two training sets for one frozen set of test photographs, equal in size and in every diagnosis's count.
 
-    `unseen` is the training part as it stands. `seen` gives up some of its lesions and takes the test lesions' other
-    photographs instead. Lesions with several photographs are given up first, so that both sets repeat lesions alike.
+    `unseen` is the training part as it stands. In `seen`, the other photographs of each test lesion take the place of as
+    many photographs of one training lesion of the same diagnosis. The lesion given up has just as many, where there is
+    such a one, so that both sets hold equally many lesions too: more of them would be an advantage of its own.
+
+    Parameters
+    ----------
+    table, split : as for `lesion_split`. seed : of the choices. identical : pairs of image_ids that are one photograph.
 
     Raises
     ------
     SkinbookError
-        If no test lesion has a second photograph, or training has too few of a diagnosis to exchange.
+        If the split is not by lesion, no test lesion has a second photograph, or training has too few of a diagnosis to
+        exchange.
     """
-    counts = table["lesion_id"].map(table["lesion_id"].value_counts()).to_numpy()
-    part = split.parts.to_numpy()
+    part = split.parts.reindex(table["image_id"]).to_numpy()
+    lesions = _joined(table, identical)
+    if set(lesions[part == "test"]) & set(lesions[part != "test"]):
+        raise SkinbookError("Leakage is measured on a split by lesion, and on this one test lesions are in training.")
+    copies = {image for pair in identical for image in pair}
     test: list[int] = []
-    siblings: list[int] = []
-    for _, rows in _lesions_in_order(table, np.flatnonzero((part == "test") & (counts > 1)), ("leakage test", seed)):
+    siblings: list[list[int]] = []
+    for rows in _lesions_in_order(table, lesions, np.flatnonzero(part == "test"), ("leakage test", seed)):
         chosen = min(rows, key=lambda row: key_bits(("leakage test", seed, str(table["image_id"].iloc[row]))))
-        test.append(chosen)
-        siblings.extend(row for row in rows if row != chosen)
+        others = [row for row in rows if row != chosen and table["image_id"].iloc[row] not in copies]
+        if others:
+            test.append(chosen)
+            siblings.append(others)
     if not test:
         raise SkinbookError("No test lesion has a second photograph, so leakage cannot be measured on this split.")
     train = np.flatnonzero(part == "train")
-    owed: dict[str, int] = {str(dx): int(n) for dx, n in table["dx"].iloc[siblings].value_counts().items()}
+    dx = table["dx"].to_numpy()
+    spare: dict[str, list[list[int]]] = {}
+    for rows in _lesions_in_order(table, lesions, train, ("leakage exchange", seed)):
+        spare.setdefault(str(dx[rows[0]]), []).append(rows)
     given_up: list[int] = []
-    lesions = list(_lesions_in_order(table, train, ("leakage exchange", seed)))
-    for dx, rows in sorted(lesions, key=lambda lesion: len(lesion[1]) == 1):
-        taken = rows[: owed.get(dx, 0)]
-        given_up.extend(taken)
-        owed[dx] = owed.get(dx, 0) - len(taken)
-    if lacking := [dx for dx, count in owed.items() if count > 0]:
-        raise SkinbookError(
-            f"Training has too few photographs of {', '.join(lacking)} to exchange for the test lesions'."
-        )
-    seen = np.union1d(np.setdiff1d(train, given_up), siblings)
+    for others in sorted(siblings, key=len, reverse=True):
+        pool = spare.get(str(dx[others[0]]), [])
+        enough = [place for place, rows in enumerate(pool) if len(rows) >= len(others)]
+        if not enough:
+            raise SkinbookError(
+                f"Training has too few photographs of {dx[others[0]]} to exchange for the test lesions'."
+            )
+        nearest = min(enough, key=lambda place: len(pool[place]))
+        given_up.extend(pool.pop(nearest)[: len(others)])
+    seen = np.union1d(np.setdiff1d(train, given_up), np.concatenate(siblings))
     return LeakagePair(np.sort(np.array(test)), seen.astype(np.int64), train)
 
 
-def _lesions_in_order(table: pd.DataFrame, rows: np.ndarray, key: tuple[str, int]) -> list[tuple[str, list[int]]]:
-    """(diagnosis, rows) of each lesion among these rows, in a keyed order."""
-    chosen = table.iloc[rows]
-    groups = {str(lesion): rows[places].tolist() for lesion, places in chosen.groupby("lesion_id").indices.items()}
-    ordered = sorted(groups, key=lambda lesion: key_bits((*key, lesion)))
-    return [(str(table["dx"].iloc[groups[lesion][0]]), groups[lesion]) for lesion in ordered]
+def _lesions_in_order(
+    table: pd.DataFrame, lesions: np.ndarray, rows: np.ndarray, key: tuple[str, int]
+) -> list[list[int]]:
+    """The rows of each lesion among these rows, lesions in a keyed order."""
+    groups = pd.Series(rows).groupby(lesions[rows].astype(str)).agg(list)
+    return [groups[lesion] for lesion in sorted(groups.index, key=lambda lesion: key_bits((*key, str(lesion))))]
 
 
 def _joined(table: pd.DataFrame, identical: Iterable[tuple[str, str]]) -> np.ndarray:

@@ -72,6 +72,10 @@ def test_the_leakage_pair_differs_in_the_lesions_alone():
     lesion, dx = table["lesion_id"].to_numpy(), table["dx"]
     assert len(pair.seen) == len(pair.unseen) == len(set(pair.seen)) == len(set(pair.unseen))
     assert dx.iloc[pair.seen].value_counts().to_dict() == dx.iloc[pair.unseen].value_counts().to_dict()
+    # As many lesions too, of every diagnosis: only a lesion of which too few photographs are given up may remain.
+    for name in ("nv", "mel", "df"):
+        a, b = (len(set(lesion[rows][(dx.iloc[rows] == name).to_numpy()])) for rows in (pair.seen, pair.unseen))
+        assert 0 <= a - b <= 2
     assert set(lesion[pair.test]) <= set(lesion[pair.seen])
     assert not set(lesion[pair.test]) & set(lesion[pair.unseen])
     assert not set(pair.test) & set(pair.seen)
@@ -85,6 +89,24 @@ def test_leakage_cannot_be_measured_without_second_photographs():
     table = a_table().drop_duplicates("lesion_id").reset_index(drop=True)
     with pytest.raises(SkinbookError, match="second photograph"):
         leakage_pair(table, lesion_split(table))
+
+
+def test_leakage_is_not_measured_on_a_split_that_leaks():
+    with pytest.raises(SkinbookError, match="on a split by lesion"):
+        leakage_pair(a_table(), random_split(a_table()))
+
+
+def test_a_copy_of_the_test_photograph_is_no_other_photograph():
+    table = a_table(2000)
+    split = lesion_split(table)
+    rows = next(
+        rows
+        for rows in table.groupby("lesion_id").indices.values()
+        if len(rows) == 2 and rows[0] in set(leakage_pair(table, split).test)
+    )
+    copy = [tuple(table["image_id"].iloc[rows])]
+    pair = leakage_pair(table, lesion_split(table, identical=copy), identical=copy)
+    assert not set(rows) & set(pair.test)
 
 
 def test_fractions_are_checked():
