@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import pandas as pd
 import torch
 
 from skinbook.augment import Augment, augmented, draws
@@ -59,6 +60,8 @@ class Batches:
             raise SkinbookError("There are no photographs to make batches of: the list of rows is empty.")
         if len(self.labels) != len(self.pixels):
             raise SkinbookError(f"{len(self.pixels)} photographs need as many labels; got {len(self.labels)}.")
+        # A row that comes several times (an oversampled copy) is augmented anew each time.
+        self._copies = pd.Series(self.rows).groupby(self.rows).cumcount().to_numpy()
         self._mean = torch.tensor(self.mean, device=self.device)
         self._std = torch.tensor(self.std, device=self.device)
         if self.device != "cpu" and self.pixels[:1].nbytes * len(self.rows) <= RESIDENT_BYTES:
@@ -76,7 +79,7 @@ class Batches:
             yield self._batch(np.array_split(positions, share[1])[share[0]], epoch)
 
     def _batch(self, positions: np.ndarray, epoch: int) -> Batch:
-        rows = self.rows[positions]
+        rows, copies = self.rows[positions], self._copies[positions]
         if self._resident is not None:
             taken = self._resident[torch.from_numpy(positions).to(self.device)]
         else:
@@ -85,7 +88,7 @@ class Batches:
         if taken.dtype != torch.uint8:
             return Batch(taken.float(), labels, rows)
         masks = None if self.masks is None else torch.from_numpy(self.masks[rows]).to(self.device)
-        u = None if self.augment is None else draws(self.seed, epoch, rows).to(self.device)
+        u = None if self.augment is None else draws(self.seed, epoch, rows + copies * len(self.pixels)).to(self.device)
         size = self.size or taken.shape[1]
         images, masks = augmented(taken, self.augment, u, size, self._mean, self._std, masks)
         return Batch(images, labels, rows, masks)

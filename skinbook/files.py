@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from skinbook.config import SkinbookError
@@ -33,4 +33,5 @@ def replaced(file: Path) -> Iterator[Path]:
             f"{file} could not be written: {reason}. Free some space or choose another folder."
         ) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)

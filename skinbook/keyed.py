@@ -9,6 +9,7 @@ pseudorandom number generators", OOPSLA 2014), used as a hash of key and counter
 from __future__ import annotations
 
 import hashlib
+import operator
 from collections.abc import Sequence
 
 import numpy as np
@@ -25,7 +26,9 @@ def _mix(z: np.ndarray) -> np.ndarray:
 def key_bits(key: Key) -> int:
     """A 64-bit whole number from a key of strings and whole numbers, the same on every machine."""
     parts = (key,) if isinstance(key, int | str) else tuple(key)
-    text = "\x1f".join(f"{type(p).__name__}:{p}" for p in parts)
+    # A whole number of NumPy's counts as the same whole number of Python's.
+    named = [("str", part) if isinstance(part, str) else ("int", operator.index(part)) for part in parts]
+    text = "\x1f".join(f"{kind}:{part}" for kind, part in named)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
@@ -42,7 +45,9 @@ def bits(key: Key, counters: int | np.ndarray) -> np.ndarray:
     uint64 array of the counters' shape.
     """
     counts = (
-        np.arange(counters, dtype=np.uint64) if isinstance(counters, int) else np.asarray(counters).astype(np.uint64)
+        np.arange(counters, dtype=np.uint64)
+        if isinstance(counters, int | np.integer)
+        else np.asarray(counters).astype(np.uint64)
     )
     with np.errstate(over="ignore"):
         return _mix(_mix(np.uint64(key_bits(key)) + (counts + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)))

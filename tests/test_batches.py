@@ -54,3 +54,13 @@ def test_nothing_to_do_is_said():
         Batches(np.zeros((2, 8, 8, 3), np.uint8), np.zeros(2), np.array([]))
     with pytest.raises(SkinbookError, match="as many labels"):
         Batches(np.zeros((2, 8, 8, 3), np.uint8), np.zeros(3), np.arange(2))
+
+
+def test_copies_of_a_row_are_augmented_each_in_its_own_way():
+    pixels = (keyed.uniform("pixels", 4 * 8 * 8 * 3) * 256).astype(np.uint8).reshape(4, 8, 8, 3)
+    change = Augment(flip=True, brightness=0.3)
+    (copied,) = Batches(pixels, np.zeros(4), [1, 1, 1], augment=change).epoch()
+    assert not torch.equal(copied.inputs[0], copied.inputs[1])
+    assert not torch.equal(copied.inputs[1], copied.inputs[2])
+    (single,) = Batches(pixels, np.zeros(4), [1], augment=change).epoch()
+    assert torch.equal(single.inputs[0], copied.inputs[0])
