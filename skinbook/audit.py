@@ -13,6 +13,7 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
+from skinbook.config import SkinbookError
 from skinbook.data.schema import Dataset
 from skinbook.diagnoses import malignant
 from skinbook.splits import PARTS, Split
@@ -44,8 +45,11 @@ class Audit:
 
     @property
     def leaks(self) -> bool:
-        """Whether something of the test set is known in training: a lesion, or one and the same file."""
-        return self._count("shared") > 0 or len(self.identical) > 0
+        """Whether something of the test set is known elsewhere: a lesion, or one and the same file."""
+        return self._count("shared") > 0 or self._identical_in_test() > 0
+
+    def _identical_in_test(self) -> int:
+        return int((self.identical[["part", "other part"]] == "test").any(axis=1).sum())
 
     def _count(self, column: str) -> int:
         return int(self.lesions[column].to_dict()["all"])
@@ -57,14 +61,15 @@ class Audit:
         found = []
         if shared:
             found.append(
-                f"{shared} of {total} test photographs ({shared / total:.0%}) show a lesion that is also in training"
+                f"{shared} of {total} test photographs ({shared / total:.0%}) show a lesion that is also in training or "
+                "validation"
             )
-        if len(self.identical):
-            found.append(f"{len(self.identical)} byte-identical pairs stand on two sides")
+        if self._identical_in_test():
+            found.append(f"{self._identical_in_test()} byte-identical pairs have one side in it")
         images = "" if self.looked_at_images else " (the images were not looked at)"
         if found:
             return f"LEAKS: {'; '.join(found)}{images}."
-        return f"Clean: no lesion{' and no file' if self.looked_at_images else ''} stands on two sides{images}."
+        return f"Clean: no lesion{' and no file' * self.looked_at_images} of the test set is anywhere else{images}."
 
 
 def audit(table: pd.DataFrame, split: Split, dataset: Dataset | None = None, pixels: np.ndarray | None = None) -> Audit:
@@ -76,7 +81,11 @@ def audit(table: pd.DataFrame, split: Split, dataset: Dataset | None = None, pix
     dataset : where the photographs are, for finding byte-identical files.
     pixels : uint8 (n, height, width, 3) in the table's order, for finding near-duplicates.
     """
-    part = split.parts.reindex(table["image_id"]).to_numpy()
+    parts = split.parts.reindex(table["image_id"])
+    if parts.isna().any():
+        example = parts.index[parts.isna()][0]
+        raise SkinbookError(f"The split says nothing of {parts.isna().sum()} photographs, such as {example}.")
+    part = parts.to_numpy()
     return Audit(
         lesions=shared_lesions(table, part),
         identical=_across(identical_files(table, dataset), table, part) if dataset else _no_pairs(),
@@ -166,7 +175,8 @@ def giveaways(table: pd.DataFrame) -> pd.DataFrame:
         for value, rows in table.groupby(column).groups.items():
             for label in (table["dx"], cancer):
                 always = label[rows].iloc[0]
-                chance = len(rows) * np.log10((label == always).mean())
+                # Photographs of one lesion agree by nature, so lesions are what is counted.
+                chance = table["lesion_id"][rows].nunique() * np.log10((label == always).mean())
                 if len(rows) >= GIVEAWAY_ROWS and (label[rows] == always).all() and chance < -6:
                     found.append((column, value, always, len(rows), round(float(chance))))
                     break

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -70,6 +71,30 @@ class Batches:
     def __len__(self) -> int:
         """Batches an epoch. They differ in size by one at most, so that none is too small for batch normalisation."""
         return -(-len(self.rows) // self.batch_size)
+
+    def must_be_plain(self) -> None:
+        """Raise SkinbookError unless the photographs come as they are and in the order of `rows`."""
+        if self.shuffle or self.augment is not None:
+            raise SkinbookError(
+                "Predictions need the photographs in order and as they are: shuffle=False, augment=None."
+            )
+
+    def identity(self) -> list:
+        """What tells these batches from others in a checkpoint, ready for JSON."""
+        sample = np.ascontiguousarray(self.pixels[self.rows[:: max(1, len(self.rows) // 16)]])
+        digest = hashlib.blake2b(
+            sample.tobytes() + self.rows.tobytes() + self.labels[self.rows].tobytes(), digest_size=8
+        )
+        options = [
+            self.batch_size,
+            self.size,
+            repr(self.augment),
+            self.shuffle,
+            list(self.mean),
+            list(self.std),
+            self.seed,
+        ]
+        return [digest.hexdigest(), *options]
 
     def epoch(self, epoch: int = 0, share: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
         """The batches of an epoch. share : (which, of how many) processes; each takes its part of every batch."""

@@ -168,6 +168,8 @@ class Evaluation:
     def weights(self) -> np.ndarray:
         """float64 (resamples, n): how often each photograph's lesion was drawn."""
         names, lesion = np.unique(self.lesions, return_inverse=True)
+        if len(names) < 2:  # one lesion resampled is the same lesion again: no resample has anything to say
+            return np.zeros((self.resamples, len(self.labels)))
         draws = integers(("bootstrap", self.seed), self.resamples * len(names), len(names))
         draws = draws.reshape(self.resamples, len(names)) + np.arange(self.resamples)[:, None] * len(names)
         counts = np.bincount(draws.ravel(), minlength=self.resamples * len(names)).reshape(self.resamples, len(names))
@@ -195,8 +197,15 @@ class Evaluation:
         return self._function(metric, definition)(self.labels, self.probabilities, self.weights)
 
     def metric(self, metric: str, definition: str = DEFAULT_DEFINITION) -> Interval:
-        """The metric with its 95 % percentile interval."""
-        return interval(self.value(metric, definition), self.resampled(metric, definition))
+        """The metric with its 95 % percentile interval.
+
+        The calibration error's interval is mirrored about the value (the basic bootstrap): an error cannot be negative,
+        so resamples of a small one are larger than it, and their percentiles can even leave it out.
+        """
+        found = interval(self.value(metric, definition), self.resampled(metric, definition))
+        if metric == "calibration error":
+            return Interval(found.value, max(0.0, 2 * found.value - found.high), max(0.0, 2 * found.value - found.low))
+        return found
 
     def confusion(self) -> pd.DataFrame:
         """Counts: a row for each true class, a column for each predicted one."""
@@ -226,9 +235,13 @@ class Evaluation:
 
 
 def interval(value: float, draws: np.ndarray) -> Interval:
-    """A value with the 2.5th and 97.5th percentile of its resamples; NaN ends where no resample has a value."""
-    draws = draws[~np.isnan(draws)]
-    low, high = np.percentile(draws, [2.5, 97.5]) if len(draws) else (np.nan, np.nan)
+    """A value with the 2.5th and 97.5th percentile of its resamples.
+
+    The ends are NaN where more than one resample in twenty has no value: then the value rests on so few lesions (three
+    or fewer of a class) that resampling them says nothing.
+    """
+    present = draws[~np.isnan(draws)]
+    low, high = np.percentile(present, [2.5, 97.5]) if len(present) >= 0.95 * len(draws) else (np.nan, np.nan)
     return Interval(float(value), float(low), float(high))
 
 

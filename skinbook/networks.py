@@ -93,8 +93,8 @@ def frozen_features(backbone: Backbone, batches, pool: bool = True) -> torch.Ten
 
     Returns (n, channels) where `pool` takes the mean over places, else (n, places, channels): the map as tokens.
     """
-    device = batches.device
-    backbone.eval().to(device)
+    batches.must_be_plain()
+    backbone.eval().to(batches.device)
     collected = []
     with torch.inference_mode():
         for batch in batches.epoch():

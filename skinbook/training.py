@@ -7,7 +7,10 @@ every epoch, so a run that was killed goes on exactly where it was.
 
 from __future__ import annotations
 
+import copy
 import json
+import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +21,7 @@ import torch
 from torch import nn
 
 from skinbook.batches import Batches
-from skinbook.config import SkinbookError
+from skinbook.config import SkinbookError, settings
 from skinbook.evaluation import accuracy, balanced_accuracy, softmax
 from skinbook.files import replaced
 from skinbook.keyed import key_bits
@@ -29,10 +32,11 @@ BETTER_WHEN_HIGHER = {"accuracy": True, "balanced accuracy": True, "loss": False
 
 @dataclass
 class Fit:
-    """What training leaves: the curves, one row an epoch, and the epoch whose weights the network now has."""
+    """What training leaves: the curves, one row an epoch; the epoch whose weights the network now has; the precision."""
 
     history: pd.DataFrame
     best_epoch: int
+    precision: str = "fp32"
 
 
 def fit(
@@ -50,7 +54,7 @@ def fit(
     monitor: str = "balanced accuracy",
     patience: int | None = None,
     average: float | None = None,
-    precision: str = "fp32",
+    precision: str | None = None,
     seed: int = 0,
     checkpoint: Path | None = None,
     log: Callable[[str], None] | None = print,
@@ -63,12 +67,13 @@ def fit(
     train, validation : batches; validation chooses the epoch and moves the plateau schedule.
     optimizer : "adam", "adamw" or "sgd" (momentum 0.9).
     schedule : "constant", "cosine" (after a linear warm-up over the share `warmup` of the steps) or "plateau" (a
-        tenth of the rate after two epochs without a better validation loss).
+        tenth of the rate once three epochs in a row brought no better validation loss).
     loss : of (logits, labels); cross-entropy where None.
     monitor : "loss", "accuracy" or "balanced accuracy" on validation, by which an epoch is the best.
     patience : stop after so many epochs without a better one.
     average : decay of an exponential moving average of the weights, used on validation and kept at the end.
-    precision : "fp32", "bf16" or "fp16".
+    precision : "fp32", "bf16", "fp16" or "auto" (the faster of fp32 and bf16, by trying). `SKINBOOK_PRECISION` goes over
+        it; fp32 where neither says anything.
     checkpoint : a file that is written after every epoch and resumed from where it exists.
     log : is handed one line an epoch; None for silence.
 
@@ -81,30 +86,38 @@ def fit(
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
+    precision = settings().precision or precision or "fp32"
     if (
         schedule not in ("constant", "cosine", "plateau")
         or monitor not in BETTER_WHEN_HIGHER
-        or precision not in PRECISION
+        or precision not in (*PRECISION, "auto")
     ):
         raise SkinbookError(
             f"fit() does not know schedule={schedule!r}, monitor={monitor!r} or precision={precision!r}."
         )
-    AcceleratorState._reset_state(reset_partial_state=False)  # so that two fits of a session may differ in precision
-    accelerator = Accelerator(cpu=train.device == "cpu", mixed_precision=PRECISION[precision])
-    share = (accelerator.process_index, accelerator.num_processes)
+    # So that two fits of one session may differ in precision and, where there is one process, in device.
+    AcceleratorState._reset_state(reset_partial_state="WORLD_SIZE" not in os.environ)
     loss = loss or nn.CrossEntropyLoss()
     network.to(train.device).to(memory_format=torch.channels_last)  # faster convolutions
+    if precision == "auto":
+        precision = faster_precision(network, next(train.epoch()), loss)
+    accelerator = Accelerator(cpu=train.device == "cpu", mixed_precision=PRECISION[precision])
+    share = (accelerator.process_index, accelerator.num_processes)
     optim = _optimizer(network, optimizer, learning_rate, weight_decay)
     run = _Run(network, optim, learning_rate, monitor, average)
-    start = run.resume(checkpoint, (train, validation, epochs, schedule, seed))
+    about = (epochs, learning_rate, weight_decay, optimizer, schedule, warmup, patience, precision, seed, _named(loss))
+    start = run.resume(checkpoint, train, validation, about)
     wrapped, optim = accelerator.prepare(network, optim)
+    run.scaler = accelerator.scaler
+    if run.scaler is not None and run.scale:
+        run.scaler.load_state_dict(run.scale)
     steps = epochs * len(train)
 
     for epoch in range(start, epochs):
         if run.finished:
             break
         torch.manual_seed(key_bits(("torch", seed, epoch)) % 2**63)  # dropout
-        wrapped.train()
+        _train_mode(wrapped)
         total = 0.0
         for number, batch in enumerate(train.epoch(epoch, share)):
             if schedule == "cosine":
@@ -119,9 +132,13 @@ def fit(
             optim.zero_grad(set_to_none=True)
             accelerator.backward(value)
             optim.step()
-            run.average_weights()
+            if not accelerator.optimizer_step_was_skipped:  # as fp16 does when its gradients overflow
+                run.average_weights()
             total += value.item() * len(batch.rows)
-        row = {"epoch": epoch + 1, "learning rate": run.rate, "train loss": total * share[1] / len(train.rows)}
+        total = float(accelerator.reduce(torch.tensor(total, device=accelerator.device), "sum"))
+        for buffer in network.buffers() if share[1] > 1 else ():
+            torch.distributed.broadcast(buffer, 0)  # batch normalisation saw other photographs in every process
+        row = {"epoch": epoch + 1, "learning rate": run.rate, "train loss": total / len(train.rows)}
         if validation is not None:
             with run.averaged_weights():
                 row |= _score(network, validation, loss, accelerator)
@@ -133,8 +150,39 @@ def fit(
             run.save(checkpoint)
             if log is not None:
                 log("  ".join(f"{k} {v:.4g}" for k, v in row.items()) + ("  *" if improved else ""))
+    accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)  # else the network would stay in mixed precision
     run.restore_best()
-    return Fit(pd.DataFrame(run.history), run.best_epoch)
+    return Fit(pd.DataFrame(run.history), run.best_epoch, precision)
+
+
+def faster_precision(network: nn.Module, batch, loss: Callable, steps: int = 3) -> str:
+    """Whichever of fp32 and bf16 takes less time for a few steps forward and back, tried on a copy of the network."""
+    tried = copy.deepcopy(network).train()
+    device, seconds = batch.labels.device.type, {}
+    for precision in ("fp32", "bf16", "fp32", "bf16"):  # the first of each only warms up
+        start = time.perf_counter()
+        for _ in range(steps):
+            with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
+                value = loss(tried(batch.inputs), batch.labels)
+            value.backward()
+            value.item()  # waits for the device
+        seconds[precision] = time.perf_counter() - start
+    return min(seconds, key=lambda precision: seconds[precision])
+
+
+def _train_mode(network: nn.Module) -> None:
+    """Training mode, but for normalisation layers whose parameters are all frozen: their statistics stay as they are."""
+    network.train()
+    for module in network.modules():
+        own = list(module.parameters(recurse=False))
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and own and not any(p.requires_grad for p in own):
+            module.eval()
+
+
+def _named(loss: Callable) -> list:
+    """What tells one loss from another in a checkpoint: its name and its weights."""
+    weight = getattr(loss, "weight", None)
+    return [getattr(loss, "__qualname__", type(loss).__qualname__), None if weight is None else weight.tolist()]
 
 
 def cosine(progress: float, warmup: float) -> float:
@@ -148,7 +196,13 @@ def predict(network: nn.Module, batches: Batches, flips: bool = False) -> np.nda
     """Logits, float32 (rows, classes), in the order of `batches.rows`.
 
     flips : the mean over a photograph and its three mirror images (test-time augmentation).
+
+    Raises
+    ------
+    SkinbookError
+        If the batches are shuffled or augmented.
     """
+    batches.must_be_plain()
     network.eval().to(batches.device)
     views: list[list[int]] = [[], [2], [3], [2, 3]] if flips else [[]]
     collected = []
@@ -161,9 +215,10 @@ def predict(network: nn.Module, batches: Batches, flips: bool = False) -> np.nda
 
 def _score(network: nn.Module, validation: Batches, loss: Callable, accelerator) -> dict[str, float]:
     """Loss and the two accuracies on validation."""
-    network.eval()
     with accelerator.autocast():
         logits = torch.from_numpy(predict(network, validation))
+    if not torch.isfinite(logits).all():
+        raise SkinbookError("A score on validation is not a finite number; the last checkpoint is untouched.")
     labels = validation.labels[validation.rows]
     ones = np.ones((1, len(labels)))
     device_logits, device_labels = logits.to(validation.device), torch.from_numpy(labels).to(validation.device)
@@ -197,6 +252,8 @@ class _Run:
         self.plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=2)
         self.finished = False
         self.identity = ""
+        self.scaler: torch.amp.GradScaler | None = None
+        self.scale: dict[str, float] = {}
         self.mean = _copied(network) if average else None
         self.best_state: dict[str, torch.Tensor] = {}
 
@@ -228,8 +285,10 @@ class _Run:
                 return
             own = _copied(self.network)
             self.network.load_state_dict(self.mean)
-            yield
-            self.network.load_state_dict(own)
+            try:
+                yield
+            finally:
+                self.network.load_state_dict(own)
 
         return worn()
 
@@ -259,28 +318,18 @@ class _Run:
         for number, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{number}/{k}": v for k, v in state.items() if torch.is_tensor(v)}
         kept = {k: getattr(self, k) for k in ("history", "best_epoch", "best", "rate", "finished", "identity")}
+        kept["scale"] = self.scaler.state_dict() if self.scaler is not None else {}
         kept["plateau"] = {k: v for k, v in self.plateau.state_dict().items() if isinstance(v, int | float)}
         # Its own copies: networks may share tensors, and safetensors refuses those.
         data = save({k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}, {"run": json.dumps(kept)})
         with replaced(file) as partial:
             partial.write_bytes(data)
 
-    def resume(self, file: Path | None, identity: tuple) -> int:
+    def resume(self, file: Path | None, train: Batches, validation: Batches | None, about: tuple) -> int:
         """Take up a checkpoint where there is one; returns the epoch to go on with."""
-        train, validation, *rest = identity
-        rows = [] if validation is None else validation.rows.tolist()
         shapes = [[k, list(v.shape)] for k, v in self.network.state_dict().items()]
-        about = [
-            train.rows.tolist(),
-            rows,
-            train.seed,
-            train.batch_size,
-            repr(train.augment),
-            *rest,
-            self.monitor,
-            self.average,
-        ]
-        self.identity = f"{key_bits(json.dumps([about, shapes])):016x}"
+        sets = [batches and batches.identity() for batches in (train, validation)]
+        self.identity = f"{key_bits(json.dumps([sets, about, self.monitor, self.average, shapes])):016x}"
         if file is None or not file.exists():
             return 0
         from safetensors import SafetensorError, safe_open

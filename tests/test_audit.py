@@ -4,6 +4,7 @@ import pytest
 
 from skinbook import keyed
 from skinbook.audit import NEAR, audit, giveaways, near_duplicates, perceptual_hashes
+from skinbook.config import SkinbookError
 from skinbook.data.schema import Dataset
 from skinbook.diagnoses import CLASSES
 from skinbook.splits import lesion_split, random_split
@@ -54,7 +55,7 @@ def test_a_split_by_lesion_is_clean_and_a_random_one_is_not():
     table = a_table()
     clean, leaking = audit(table, lesion_split(table)), audit(table, random_split(table))
     assert not clean.leaks
-    assert clean.verdict.startswith("Clean: no lesion")
+    assert clean.verdict.startswith("Clean: no lesion of the test set")
     assert leaking.leaks
     part = random_split(table).parts.to_numpy()
     known = set(table["lesion_id"][part != "test"])
@@ -70,6 +71,8 @@ def test_one_file_under_two_lesions_is_found_across_the_parts_only():
     pixels = blobs(len(table))
     split = lesion_split(table)
     train, test = split.rows("train")[:2], split.rows("test")[0]
+    pixels[train[1]] = pixels[split.rows("validation")[0]]
+    assert not audit(table, split, dataset_of(table, pixels), pixels).leaks
     pixels[test] = pixels[train[0]]
     pixels[train[1]] = pixels[train[0]]
     report = audit(table, split, dataset_of(table, pixels), pixels)
@@ -106,6 +109,11 @@ def test_a_value_that_is_never_cancer_gives_the_label_away_too():
     table = a_table(600)
     table.loc[table["dx"].isin(["nv", "bkl"]) & (table["dx_type"] != "histo"), "dx_type"] = "consensus"
     assert giveaways(table).set_index("value").loc["consensus", "always"] == "benign"
+
+
+def test_a_split_of_other_photographs_is_refused():
+    with pytest.raises(SkinbookError, match="says nothing of"):
+        audit(a_table(301), lesion_split(a_table(300)))
 
 
 def test_a_biased_test_set_shows_in_the_mix():

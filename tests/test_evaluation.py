@@ -78,11 +78,26 @@ def test_calibration_error_by_hand():
     assert Evaluation(labels, p, np.arange(10), ("nv", "mel")).value("calibration error") == pytest.approx(0.3)
 
 
+def test_the_interval_of_a_small_calibration_error_holds_it():
+    """A model that is right as often as it says, on a few hundred photographs."""
+    confidence = 0.5 + 0.5 * keyed.uniform("confidence", 300)
+    labels = (keyed.uniform("right", 300) > confidence).astype(int)
+    found = Evaluation(labels, np.stack([confidence, 1 - confidence], 1), np.arange(300), ("nv", "mel")).metric(
+        "calibration error"
+    )
+    assert 0 <= found.low <= found.value <= found.high
+
+
 def test_degenerate_inputs():
     one = Evaluation([0, 0], [[0.6, 0.4], [0.3, 0.7]], ["L", "L"], ("nv", "mel"))
     assert one.value("balanced accuracy") == 0.5
     assert np.isnan(one.value("malignant ROC AUC"))
     assert np.isnan(one.metric("malignant ROC AUC").low)
+    assert np.isnan(one.metric("balanced accuracy").low)
+    few = Evaluation([0] * 30 + [1, 1], [[0.9, 0.1]] * 30 + [[0.1, 0.9]] * 2, [*range(30), "x", "x"], ("nv", "mel"))
+    assert few.value("recall of mel") == 1
+    assert np.isnan(few.metric("recall of mel").low)
+    assert few.per_class()["recall low"].isna().tolist() == [False, True]
     constant = roc_auc(np.array([True, False, False]), np.ones(3), np.ones((1, 3)))
     assert constant[0] == 0.5
     absent = macro_f1(np.array([0, 1]), np.array([[0.9, 0.1, 0], [0.2, 0.8, 0]]), np.ones((1, 2)))

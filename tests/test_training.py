@@ -141,3 +141,69 @@ def test_class_weights_make_every_class_weigh_the_same():
     assert weights * np.bincount(labels) == pytest.approx([10 / 3] * 3)
     with pytest.raises(SkinbookError, match="no photographs"):
         class_weights(np.array([0, 2]), 3)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"learning_rate": 1e-3}, {"optimizer": "sgd"}, {"weight_decay": 0.1}, {"patience": 3}, {"precision": "bf16"}],
+)
+def test_every_option_belongs_to_a_checkpoint(tmp_path, other):
+    file = tmp_path / "run.safetensors"
+    fit(a_network(), TRAIN, epochs=1, checkpoint=file, **QUIET)
+    with pytest.raises(SkinbookError, match="another run"):
+        fit(a_network(), TRAIN, epochs=1, checkpoint=file, **(QUIET | other))
+
+
+def test_other_labels_or_another_loss_are_another_run(tmp_path):
+    file = tmp_path / "run.safetensors"
+    fit(a_network(), TRAIN, epochs=1, checkpoint=file, **QUIET)
+    relabelled = some_batches(range(160), shuffle=True, augment=Augment(flip=True, brightness=0.1))
+    relabelled.labels = (relabelled.labels + 1) % 3
+    with pytest.raises(SkinbookError, match="another run"):
+        fit(a_network(), relabelled, epochs=1, checkpoint=file, **QUIET)
+    weighted = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 3.0]))
+    with pytest.raises(SkinbookError, match="another run"):
+        fit(a_network(), TRAIN, epochs=1, checkpoint=file, loss=weighted, **QUIET)
+
+
+def test_a_network_trained_in_mixed_precision_predicts_in_full():
+    network = a_network()
+    fit(network, TRAIN, epochs=1, precision="bf16", **QUIET)
+    plain = a_network()
+    plain.load_state_dict(network.state_dict())
+    assert np.array_equal(
+        predict(network, VALIDATION), predict(plain.to(memory_format=torch.channels_last), VALIDATION)
+    )
+
+
+def test_the_setting_goes_over_the_recipe_s_precision(monkeypatch):
+    monkeypatch.setenv("SKINBOOK_PRECISION", "bf16")
+    assert fit(a_network(), TRAIN, epochs=1, precision="fp32", **QUIET).precision == "bf16"
+    monkeypatch.setenv("SKINBOOK_PRECISION", "auto")
+    assert fit(a_network(), TRAIN, epochs=1, **QUIET).precision in ("fp32", "bf16")
+
+
+def test_frozen_normalisation_keeps_its_statistics():
+    network = a_network()
+    network[1].requires_grad_(False)
+    before = network[1].running_mean.clone()
+    fit(network, TRAIN, epochs=1, **QUIET)
+    assert torch.equal(network[1].running_mean, before)
+
+
+def test_scores_that_are_not_numbers_stop_the_run():
+    class Broken(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = a_network()
+
+        def forward(self, x):
+            return self.inner(x) if self.training else self.inner(x) * float("nan")
+
+    with pytest.raises(SkinbookError, match="on validation"):
+        fit(Broken(), TRAIN, VALIDATION, epochs=1, **QUIET)
+
+
+def test_predictions_need_photographs_in_order():
+    with pytest.raises(SkinbookError, match="in order"):
+        predict(a_network(), TRAIN)
