@@ -14,6 +14,7 @@ import json
 import math
 import os
 import platform
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -31,14 +32,17 @@ SETUP, REPORT, CLAIM, SAY, LEDGER, FACTS = (
 HOLDS, UNDECIDED, FAILS = "holds", "undecided", "does not hold"
 EXACT = 1e-9  # how near a result that has no tolerance must be
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pandas")
+LEAST_SEEDS = 3  # of fewer, the interval of one further seed is so wide that it checks nothing
 NOT_MEASURED = ("exercise", "ledger")  # tags of cells that leave a chapter's results as they are
 ABOUT_RESULTS = (
     "Written by `skinbook run --record`, never by hand. A value is the mean over the seeds; low and high are the means "
-    "of the ends of the seeds' intervals. A claim's verdict comes from that averaged interval."
+    "of the ends of the seeds' intervals. A claim's verdict comes from that averaged interval; it is undecided where "
+    "one seed's interval holds and another's does not, or where a seed gives none."
 )
 ABOUT_TOLERANCES = (
-    "Written by `skinbook spread`, or by `skinbook run --record` with several seeds. A tolerance is half the width of "
-    "the 99 % prediction interval of one further run; a value that never moved has tolerance 0."
+    f"Written by `skinbook spread`, or by `skinbook run --record`, with at least {LEAST_SEEDS} seeds. A tolerance is "
+    "half the width of the 99 % prediction interval of one further seed (a seed's value is the mean over its numbers of "
+    "threads), and the largest difference between numbers of threads; a value that never moved has tolerance 0."
 )
 
 
@@ -64,6 +68,17 @@ def shown(value: float | None, low: float | None = None, high: float | None = No
         return one(value)
     ends = ", ".join(f"{end:,.{digits}f}" if isinstance(end, float) else one(end) for end in (low, high))
     return f"{one(value)}  [{ends}]"
+
+
+def seen(mime: str, payload: Mapping[str, Any], digits: int = 2) -> dict[str, str]:
+    """What a reader sees of a report, a claim or a sentence, by the form of the text."""
+    if mime == SAY:
+        return {"text/plain": payload["text"], "text/markdown": payload["text"]}
+    number = shown(payload["value"], payload["low"], payload["high"], digits)
+    if mime == REPORT:
+        return {"text/plain": f"{payload['name']}  {number}"}
+    held, sentence, detail = payload["verdict"], payload["sentence"], payload.get("reason") or number
+    return {"text/plain": f"{held}: {sentence}  {detail}", "text/markdown": f"**{held}**: {sentence} ({detail})"}
 
 
 # What a run said
@@ -210,15 +225,14 @@ def write(kind: str, edition: str, scale: str, chapter: str, entry: Mapping[str,
     file = file_of(kind, edition, scale)
     file.parent.mkdir(parents=True, exist_ok=True)
     about = ABOUT_RESULTS if kind == "results" else ABOUT_TOLERANCES
-    lock = file.with_suffix(".json.lock")
-    with FileLock(lock):
+    # The lock's file stays: another process may be waiting for it, and would not see one that is made anew.
+    with FileLock(file.with_suffix(".json.lock")):
         chapters = _load(file).get("chapters", {}) | {chapter: entry}
         whole = {"about": about, "edition": edition, "scale": scale, "chapters": dict(sorted(chapters.items()))}
         with replaced(file) as partial:
             partial.write_text(
                 json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
             )
-    lock.unlink(missing_ok=True)
     return file
 
 
@@ -233,10 +247,12 @@ def entry(runs: Mapping[int, Mapping[str, Any]], date: str) -> dict[str, Any]:
     Raises
     ------
     SkinbookError
-        If the seeds do not report and claim the same things, or do not come from the same code.
+        If the seeds do not report and claim the same things, or do not come from the same code, weights and split.
     """
     seeds = sorted(runs)
     first = runs[seeds[0]]
+    notes = {seed: runs[seed]["facts"].get("notes", {}) for seed in seeds}
+    noted = sorted({key for about in notes.values() for key in about})
     for seed in seeds[1:]:
         for kind in ("reports", "claims"):
             if odd := sorted(set(runs[seed][kind]) ^ set(first[kind])):
@@ -246,12 +262,19 @@ def entry(runs: Mapping[int, Mapping[str, Any]], date: str) -> dict[str, Any]:
                 )
         if runs[seed]["code"] != first["code"]:
             raise SkinbookError(f"Seeds {seeds[0]} and {seed} ran different code. Run them again without --resume.")
-    facts, notes = first["facts"], first["facts"].get("notes", {})
+        for key in noted:
+            a, b = (notes[s].get(key) for s in (seeds[0], seed))
+            if a != b and (key == "split" or key.startswith("weights")):
+                raise SkinbookError(
+                    f"Seeds {seeds[0]} and {seed} differ in {key} ({a!r} and {b!r}), and results of different "
+                    "provenance are not averaged: run them again without --resume, on the same data and weights."
+                )
+    facts = first["facts"]
     provenance = {
         "date": date,
         "code": first["code"],
         "package": _one_or_all(runs[s]["package"] for s in seeds),
-        **{key: _one_or_all(runs[s]["facts"].get("notes", {}).get(key) for s in seeds) for key in sorted(notes)},
+        **{key: _one_or_all(notes[s].get(key) for s in seeds) for key in noted},
         "hardware": facts["hardware"],
         "versions": facts["versions"],
         "minutes": {str(s): round(runs[s]["minutes"], 1) for s in seeds},
@@ -259,7 +282,9 @@ def entry(runs: Mapping[int, Mapping[str, Any]], date: str) -> dict[str, Any]:
     return {
         "provenance": provenance,
         "reports": {name: _over_seeds({s: runs[s]["reports"][name] for s in seeds}) for name in first["reports"]},
-        "claims": {name: _claim_over_seeds({s: runs[s]["claims"][name] for s in seeds}) for name in first["claims"]},
+        "claims": {
+            name: _claim_over_seeds(name, {s: runs[s]["claims"][name] for s in seeds}) for name in first["claims"]
+        },
     }
 
 
@@ -277,11 +302,19 @@ def _over_seeds(seeds: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
     return means | {"seeds": {str(seed): dict(payload) for seed, payload in seeds.items()}}
 
 
-def _claim_over_seeds(seeds: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+def _claim_over_seeds(sentence: str, seeds: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
     over = _over_seeds(seeds)
-    above = next(iter(seeds.values())).get("above", 0.0)
+    against = {seed: payload.get("above", 0.0) for seed, payload in seeds.items()}
+    first, above = next(iter(against.items()))
+    if odd := [seed for seed in against if against[seed] != above]:
+        raise SkinbookError(
+            f"Seeds {first} and {odd[0]} hold the claim {sentence!r} against {above} and {against[odd[0]]}. "
+            "A chapter must claim the same with every seed."
+        )
     known = over["low"] is not None and over["high"] is not None
-    return {"verdict": verdict(over["low"], over["high"], above) if known else UNDECIDED, "above": above, **over}
+    torn = {HOLDS, FAILS} <= {payload.get("verdict") for payload in seeds.values()}
+    decided = known and not torn and not any(payload.get("reason") for payload in seeds.values())
+    return {"verdict": verdict(over["low"], over["high"], above) if decided else UNDECIDED, "above": above, **over}
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -294,20 +327,35 @@ def _mean(values: Sequence[float | None]) -> float | None:
 def tolerances(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """A chapter's entry of tolerances, from runs that differ in seed or threads (`reports`, `claims`, `run`, `code`).
 
-    The tolerance is t(0.995, n-1) · sd · √(1 + 1/n), half the width of the 99 % prediction interval of one further run
-    (for instance Hahn and Meeker, "Statistical Intervals", 1991, section 4.7); 0 where all runs gave one value.
+    The tolerance is t(0.995, n-1) · sd · √(1 + 1/n), half the width of the 99 % prediction interval of one further seed
+    (for instance Hahn and Meeker, "Statistical Intervals", 1991, section 4.7), and the largest difference within a seed.
+    Numbers of threads are no independent runs: a seed's value is the mean over its own, and n counts the seeds. The
+    tolerance is 0 where all runs gave one value, or where fewer than three seeds gave any.
+
+    Raises
+    ------
+    SkinbookError
+        If there are fewer than three seeds.
     """
     from scipy import stats
 
+    seeds = [run["run"]["seed"] for run in runs]
+    if len(set(seeds)) < LEAST_SEEDS:
+        raise SkinbookError(
+            f"{len(set(seeds))} seeds cannot measure a tolerance; expected at least {LEAST_SEEDS}: ask for more seeds."
+        )
+
     def spread(name: str) -> dict[str, Any]:
         values = [run["reports"].get(name, {}).get("value") for run in runs]
-        there = [value for value in values if value is not None]
-        n = len(there)
-        mean = math.fsum(there) / n if n else 0.0
-        still = n > 0 and min(there) == max(there)
-        sd = 0.0 if still or n < 2 else math.sqrt(math.fsum((v - mean) ** 2 for v in there) / (n - 1))
-        tolerance = sd * float(stats.t.ppf(0.995, n - 1)) * math.sqrt(1 + 1 / n) if sd else 0.0
-        return {"tolerance": float(f"{tolerance:.3g}"), "sd": float(f"{sd:.3g}"), "n": n, "values": values}
+        numbers = [(seed, value) for seed, value in zip(seeds, values, strict=True) if value is not None]
+        of_seed = [[value for seed, value in numbers if seed == one] for one in dict(numbers)]
+        n, sd, threads, tolerance = len(of_seed), 0.0, 0.0, 0.0
+        if n >= LEAST_SEEDS:
+            sd = statistics.stdev(map(statistics.mean, of_seed))
+            threads = max(max(found) - min(found) for found in of_seed)
+            tolerance = sd * float(stats.t.ppf(0.995, n - 1)) * math.sqrt(1 + 1 / n) + threads
+        rounded = {"tolerance": tolerance, "sd": sd, "threads": threads}
+        return {key: float(f"{size:.3g}") for key, size in rounded.items()} | {"n": n, "values": values}
 
     def verdicts(sentence: str) -> dict[str, Any]:
         seen = [run["claims"].get(sentence, {}).get("verdict") for run in runs]

@@ -182,9 +182,9 @@ def _in_turn(names: Sequence[str], edition: str, scale: str, home: Path, tell: T
             yield notebook
 
 
-def _positive(count: int, what: str) -> int:
-    if count < 1:
-        raise SkinbookError(f"{what} is {count}; expected a whole number of at least 1.")
+def _enough(count: int, what: str, least: int = 1) -> int:
+    if count < least:
+        raise SkinbookError(f"{what} is {count}; expected a whole number of at least {least}.")
     return count
 
 
@@ -208,7 +208,7 @@ def run(
     home: Path = HOME,
     tell: Tell = print,
 ) -> dict[str, dict[str, Any]]:
-    """Execute chapters once a seed (0, 1, ...); with `record`, write ledger and (of several seeds) tolerances.
+    """Execute chapters once a seed (0, 1, ...); with `record`, write ledger and (of three or more) tolerances.
 
     Returns
     -------
@@ -226,7 +226,7 @@ def run(
         environment = {"SKINBOOK_EDITION": edition, "SKINBOOK_SCALE": scale}
         done = {
             seed: fragment(notebook, built(home) / "runs", {**environment, "SKINBOOK_SEED": str(seed)}, resume, tell)
-            for seed in range(_positive(seeds, "The number of seeds"))
+            for seed in range(_enough(seeds, "The number of seeds"))
         }
         name = notebook.stem
         entries[name] = ledger.entry(done, datetime.now(UTC).strftime("%Y-%m-%d"))
@@ -235,8 +235,16 @@ def run(
         if record:
             file = ledger.write("results", edition, scale, name, entries[name])
             tell(f"Recorded {name} in data/results/{file.name}")
-            if seeds > 1:
+            if seeds >= ledger.LEAST_SEEDS:
                 _write_tolerances(list(done.values()), edition, scale, name, tell)
+            else:
+                where = f"{name} on {edition}-{scale}"
+                then = f"the checks of {where} compare exactly (to {ledger.EXACT})"
+                if name in ledger.held("tolerances", edition, scale):
+                    then = f"those of {where} stay as they are"
+                tell(
+                    f"{seeds} seed{'s' if seeds > 1 else ''} cannot measure tolerances, {ledger.LEAST_SEEDS} can: {then}."
+                )
     return entries
 
 
@@ -250,8 +258,15 @@ def spread(
     home: Path = HOME,
     tell: Tell = print,
 ) -> None:
-    """Execute chapters with every seed and number of threads, and write how far each report moves."""
+    """Execute chapters with every seed and number of threads, and write how far each report moves.
+
+    Raises
+    ------
+    SkinbookError
+        If there are fewer than three seeds, of which no tolerance can be measured, or a chapter fails.
+    """
     _recordable(home)
+    _enough(seeds, "The number of seeds", ledger.LEAST_SEEDS)
     for notebook in _in_turn(names, edition, scale, home, tell):
         done = [
             fragment(
@@ -261,12 +276,12 @@ def spread(
                     "SKINBOOK_EDITION": edition,
                     "SKINBOOK_SCALE": scale,
                     "SKINBOOK_SEED": str(seed),
-                    "SKINBOOK_THREADS": str(_positive(count, "The number of threads")),
+                    "SKINBOOK_THREADS": str(_enough(count, "The number of threads")),
                 },
                 resume,
                 tell,
             )
-            for seed in range(_positive(seeds, "The number of seeds"))
+            for seed in range(seeds)
             for count in threads
         ]
         _write_tolerances(done, edition, scale, notebook.stem, tell)
@@ -276,9 +291,11 @@ def _write_tolerances(done: list[dict[str, Any]], edition: str, scale: str, name
     measured = ledger.tolerances(done)
     file = ledger.write("tolerances", edition, scale, name, measured)
     tell(f"Tolerances of {name}, from {len(done)} runs, in data/tolerances/{file.name}")
+    seeds = len({found["run"]["seed"] for found in done})
     for report, about in measured["reports"].items():
-        if about["n"] < len(done):
-            tell(f"  !! {report}: only {about['n']} of {len(done)} runs give a number. Its tolerance means little.")
+        if about["n"] < seeds:
+            then = "Its tolerance means little" if about["n"] >= ledger.LEAST_SEEDS else "It is compared exactly"
+            tell(f"  !! {report}: only {about['n']} of {seeds} seeds give a number. {then}.")
     for sentence, about in measured["claims"].items():
         if about["varies"]:
             counts = ", ".join(f"{about['verdicts'].count(v)} × {v}" for v in dict.fromkeys(about["verdicts"]))

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import nbformat
@@ -53,6 +54,44 @@ def test_an_entry_is_the_mean_over_the_seeds():
     assert (about["code"], about["package"], about["date"]) == ("c0de", "9ac4", "2026-01-31")
 
 
+@pytest.mark.parametrize(
+    ("others", "verdict"),
+    [
+        ([{"verdict": "holds"}], "holds"),
+        ([{"verdict": "undecided"}], "holds"),
+        ([{"verdict": "undecided"}, {"verdict": "does not hold"}], "undecided"),
+        ([{"verdict": "undecided", "reason": "the interval's ends are the wrong way round"}], "undecided"),
+    ],
+)
+def test_seeds_that_contradict_each_other_decide_no_claim(others, verdict):
+    # The averaged interval, [0.7, 0.9], says "holds" each time.
+    first = told(0, 0.8, 0.7, 0.9)
+    claims = [{"it flatters": first["claims"]["it flatters"] | other} for other in others]
+    runs_ = {0: first} | {seed: told(seed, 0.8, 0.7, 0.9, claims=one) for seed, one in enumerate(claims, start=1)}
+    assert ledger.entry(runs_, "2026-01-31")["claims"]["it flatters"]["verdict"] == verdict
+
+
+def test_a_claim_is_above_the_same_value_with_every_seed():
+    other = told(1, 0.8, 0.7, 0.9)
+    other["claims"]["it flatters"]["above"] = 0.5
+    with pytest.raises(SkinbookError, match=r"Seeds 0 and 1 hold the claim 'it flatters' against 0.0 and 0.5"):
+        ledger.entry({0: told(0, 0.8, 0.7, 0.9), 1: other}, "2026-01-31")
+
+
+@pytest.mark.parametrize(
+    ("notes", "sentence"),
+    [
+        ({"weights": "resnet18", "split": "5917"}, "Seeds 0 and 1 differ in weights ('none' and 'resnet18')"),
+        ({"weights": "none", "split": "0000"}, "Seeds 0 and 1 differ in split ('5917' and '0000')"),
+        ({"weights": "none", "split": "5917", "weights, map": "x"}, "differ in weights, map (None and 'x')"),
+    ],
+)
+def test_results_of_different_provenance_are_not_averaged(notes, sentence):
+    other = told(1, 0.8, 0.7, 0.9, facts=SURROUNDINGS | {"notes": notes})
+    with pytest.raises(SkinbookError, match=re.escape(sentence)):
+        ledger.entry({0: told(0, 0.8, 0.7, 0.9), 1: other}, "2026-01-31")
+
+
 def test_seeds_that_do_not_fit_together_are_refused():
     with pytest.raises(SkinbookError, match="Seeds 0 and 1 differ in their reports: 'photographs' is in one"):
         ledger.entry({0: told(0, 1, 1, 1), 1: told(1, 1, 1, 1, reports={"AUC": {}})}, "2026-01-31")
@@ -60,7 +99,7 @@ def test_seeds_that_do_not_fit_together_are_refused():
         ledger.entry({0: told(0, 1, 1, 1), 1: told(1, 1, 1, 1, code="other")}, "2026-01-31")
 
 
-def test_writing_keeps_other_chapters_and_leaves_no_lock(folder):
+def test_writing_keeps_other_chapters_and_the_lock(folder):
     one, other = ledger.entry({0: told(0, 0.8, 0.7, 0.9)}, "2026-01-31"), {"reports": {}}
     ledger.write("results", "ham10000", "quick", "03_x", one)
     file = ledger.write("results", "ham10000", "quick", "01_y", other)
@@ -69,7 +108,8 @@ def test_writing_keeps_other_chapters_and_leaves_no_lock(folder):
     ledger.write("results", "ham10000", "quick", "03_x", one)
     assert file.read_text() == first
     assert ledger.read("results", "ham10000", "quick", "03_x") == json.loads(json.dumps(one))
-    assert [p.name for p in file.parent.iterdir()] == ["ham10000-quick.json"]
+    # A lock that is removed after use is two locks: whoever waits for the old one, and whoever makes a new one.
+    assert sorted(p.name for p in file.parent.iterdir()) == ["ham10000-quick.json", "ham10000-quick.json.lock"]
     assert ledger.read("results", "lab", "full", "03_x") == {}
     file.write_text("{")
     with pytest.raises(SkinbookError, match=r"data/results/ham10000-quick.json cannot be read"):
@@ -87,9 +127,38 @@ def test_a_tolerance_is_half_a_prediction_interval():
     assert measured["claims"]["it flatters"] == {"varies": False, "verdicts": ["holds"] * 5}
 
 
+def test_numbers_of_threads_are_no_further_seeds():
+    values = {0: (0.70, 0.71), 1: (0.72, 0.72), 2: (0.75, 0.73)}
+    done = [
+        told(seed, value, 0, 1, run={"seed": seed, "threads": threads})
+        for seed, pair in values.items()
+        for threads, value in zip((1, 2), pair, strict=True)
+    ]
+    about = ledger.tolerances(done)["reports"]["AUC"]
+    means = [0.705, 0.72, 0.74]
+    mean = sum(means) / 3
+    sd = math.sqrt(sum((m - mean) ** 2 for m in means) / 2)
+    wanted = stats.t.ppf(0.995, 2) * sd * math.sqrt(1 + 1 / 3) + 0.02
+    assert about["tolerance"] == pytest.approx(wanted, rel=5e-3)
+    assert (about["n"], about["threads"], about["values"]) == (3, 0.02, [0.70, 0.71, 0.72, 0.72, 0.75, 0.73])
+    # Threads alone move it: the seeds agree.
+    alike = [told(s, v, 0, 1, run={"seed": s, "threads": t}) for s in range(3) for t, v in ((1, 0.5), (2, 0.75))]
+    assert ledger.tolerances(alike)["reports"]["AUC"]["tolerance"] == 0.25
+    assert ledger.tolerances(alike)["reports"]["photographs"]["tolerance"] == 0
+
+
+def test_fewer_than_three_seeds_measure_no_tolerance():
+    with pytest.raises(SkinbookError, match="2 seeds cannot measure a tolerance; expected at least 3"):
+        ledger.tolerances([told(0, 1, 0, 1), told(0, 1, 0, 1), told(1, 2, 0, 1)])
+    undefined = [told(0, 0.7, 0, 1), told(1, 0.8, 0, 1), told(2, None, None, None)]
+    about = ledger.tolerances(undefined)["reports"]["AUC"]
+    assert (about["n"], about["tolerance"]) == (2, 0)
+
+
 def test_a_claim_that_varies_is_recorded_as_such():
     claims = {"it flatters": {"verdict": "undecided"}}
-    assert ledger.tolerances([told(0, 1, 0, 1), told(1, 1, 0, 1, claims=claims)])["claims"]["it flatters"]["varies"]
+    measured = ledger.tolerances([told(0, 1, 0, 1), told(1, 1, 0, 1), told(2, 1, 0, 1, claims=claims)])
+    assert measured["claims"]["it flatters"]["varies"]
 
 
 def test_tolerances_are_exact_where_nothing_was_measured(folder):

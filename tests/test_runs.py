@@ -54,26 +54,29 @@ def test_chapters_are_named_in_three_ways(home):
 
 def test_a_run_over_seeds_is_recorded_and_resumed(home):
     told = []
-    entries = runs.run(["07"], "ham10000", "quick", seeds=2, record=True, home=home, tell=told.append)
+    entries = runs.run(["07"], "ham10000", "quick", seeds=3, record=True, home=home, tell=told.append)
     held = ledger.read("results", "ham10000", "quick", "07_x")
     assert held == json.loads(json.dumps(entries["07_x"]))
     assert held["reports"]["AUC"]["seeds"]["1"]["value"] == pytest.approx(0.81)
     assert held["claims"]["it flatters"]["verdict"] == "undecided"
     about = held["provenance"]
     assert about["code"] == runs.code_of(home / "chapters" / "07_x.ipynb", "ham10000", "quick")
-    assert set(about["minutes"]) == {"0", "1"}
+    assert set(about["minutes"]) == {"0", "1", "2"}
     assert about["versions"]["python"]
     assert about["hardware"]["cores"]
     measured = ledger.read("tolerances", "ham10000", "quick", "07_x")
-    assert measured["reports"]["AUC"]["n"] == 2
+    assert measured["reports"]["AUC"]["n"] == 3
     assert measured["claims"]["it flatters"]["varies"]
     assert any("THE CLAIM VARIES" in line for line in told)
     assert runs.status(home) == []
     executed = nbformat.read(next((home / "_build" / "runs").rglob("seed-0-*.ipynb")), as_version=4)
     assert len(executed.cells) == 2
     told.clear()
-    runs.run(["07"], "ham10000", "quick", seeds=2, resume=True, home=home, tell=told.append)
+    runs.run(["07"], "ham10000", "quick", seeds=2, record=True, resume=True, home=home, tell=told.append)
     assert sum(line.endswith("already there") for line in told) == 2
+    assert told[-1] == "2 seeds cannot measure tolerances, 3 can: those of 07_x on ham10000-quick stay as they are."
+    assert set(ledger.read("results", "ham10000", "quick", "07_x")["provenance"]["minutes"]) == {"0", "1"}
+    assert ledger.read("tolerances", "ham10000", "quick", "07_x") == measured
     write(home, "07_x", new_code_cell(MEASURE + "\nseed + 1"))
     faults = runs.status(home)
     assert "run `skinbook run 07_x --edition ham10000 --scale quick --record`" in faults[0]
@@ -83,10 +86,36 @@ def test_a_run_over_seeds_is_recorded_and_resumed(home):
 
 
 def test_spread_covers_seeds_and_threads(home):
-    runs.spread(["07"], seeds=2, threads=(1,), home=home, tell=lambda line: None)
+    told = []
+    with pytest.raises(SkinbookError, match="The number of seeds is 2; expected a whole number of at least 3"):
+        runs.spread(["07"], seeds=2, home=home, tell=told.append)
+    assert told == []
+    runs.spread(["07"], seeds=3, threads=(1,), home=home, tell=told.append)
     measured = ledger.read("tolerances", "lab", "quick", "07_x")
-    assert measured["runs"] == [{"seed": 0, "threads": 1}, {"seed": 1, "threads": 1}]
+    assert measured["runs"] == [{"seed": seed, "threads": 1} for seed in range(3)]
     assert measured["reports"]["photographs"]["tolerance"] == 0
+
+
+def test_one_seed_is_recorded_and_compared_exactly(home):
+    told = []
+    runs.run(["07"], "ham10000", "quick", record=True, home=home, tell=told.append)
+    assert told[-1] == (
+        "1 seed cannot measure tolerances, 3 can: the checks of 07_x on ham10000-quick compare exactly (to 1e-09)."
+    )
+    assert ledger.held("results", "ham10000", "quick") == ["07_x"]
+    assert ledger.held("tolerances", "ham10000", "quick") == []
+    assert ledger.tolerance("ham10000", "quick", "07_x", "AUC") == ledger.EXACT
+
+
+def test_a_report_that_is_often_undefined_is_named(home):
+    told = []
+    about = {"value": None, "low": None, "high": None}
+    done = [
+        {"run": {"seed": s}, "code": "c", "reports": {"AUC": about | {"value": v}}, "claims": {}}
+        for s, v in enumerate((0.7, 0.8, None))
+    ]
+    runs._write_tolerances(done, "lab", "quick", "07_x", told.append)
+    assert told[1] == "  !! AUC: only 2 of 3 seeds give a number. It is compared exactly."
 
 
 def test_a_chapter_that_fails_is_one_sentence_and_leaves_its_notebook(home):
