@@ -10,6 +10,7 @@ import math
 import numbers
 import os
 import re
+import sys
 import tomllib
 import warnings
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from skinbook import config, ledger, progress
 from skinbook.config import EDITIONS, SCALES, Settings, SkinbookError, book_data
-from skinbook.ledger import CLAIM, FACTS, LEDGER, REPORT, SAY, SETUP, shown
+from skinbook.ledger import CLAIM, FACTS, LEDGER, REPORT, SAY, SETUP, seen
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -122,6 +123,7 @@ class _Run:
 
 
 _run = _Run()
+_made_offline = False  # whether HF_HUB_OFFLINE is set because `setup` set it
 
 
 def setup(name: str) -> Chapter:
@@ -135,8 +137,7 @@ def setup(name: str) -> Chapter:
     settings = config.settings()
     about = recipe(name, settings.edition, settings.scale)
     _check_needs(name, about["needs"], settings.edition, lacking(about["needs"], settings.edition))
-    if settings.scale == "quick":  # needs nothing from a hub, whose client tries for 23 s a file without a network
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    _keep_offline(settings.scale == "quick")  # which needs nothing from a hub
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     # tqdm asks for ipywidgets on stderr, with a path of the machine; its bars do without.
     warnings.filterwarnings("ignore", message="IProgress not found")
@@ -153,6 +154,18 @@ def setup(name: str) -> Chapter:
     opened = {"edition": settings.edition, "scale": settings.scale, "device": chapter.device}
     _show("skinbook: " + ", ".join(f"{key} {value}" for key, value in opened.items()), SETUP, opened)
     return chapter
+
+
+def _keep_offline(wanted: bool) -> None:
+    """Ask nothing of a hub, whose client tries for 23 s a file without a network; a reader's own choice stays."""
+    global _made_offline
+    if wanted and "HF_HUB_OFFLINE" not in os.environ:
+        os.environ["HF_HUB_OFFLINE"], _made_offline = "1", True
+    elif not wanted and _made_offline:
+        os.environ.pop("HF_HUB_OFFLINE", None)
+        _made_offline = False
+        if client := sys.modules.get("huggingface_hub.constants"):  # has read the variable when it was imported
+            client.HF_HUB_OFFLINE = False  # type: ignore[attr-defined]
 
 
 def recipe(name: str, edition: str, scale: str) -> dict[str, Any]:
@@ -230,9 +243,9 @@ def report(name: str, value: Any, digits: int = 2) -> None:
     here = _execution()
     if name in _run.reported and (_run.reported[name] == here or not progress.watched()):
         raise SkinbookError(f"{name!r} is reported twice in this chapter: give one of the two another name.")
-    measured = _measured(value, f"The report {name!r}")
+    payload = {"name": name, **_measured(value, f"The report {name!r}")}
     _run.reported[name] = here
-    _show(f"{name}  {shown(**measured, digits=digits)}", REPORT, {"name": name, **measured})
+    _show(seen(REPORT, payload, digits)["text/plain"], REPORT, payload)
 
 
 def claim(sentence: str, interval: Any, above: float = 0.0) -> None:
@@ -243,10 +256,10 @@ def claim(sentence: str, interval: Any, above: float = 0.0) -> None:
     """
     verdict, reason, measured = judged(interval, above)
     payload = {"sentence": str(sentence), "verdict": verdict, **measured, "above": float(above)}
-    detail = reason or shown(**measured)
     if reason:
         payload["reason"] = reason
-    _show(f"{verdict}: {sentence}  {detail}", CLAIM, payload, markdown=f"**{verdict}**: {sentence} ({detail})")
+    texts = seen(CLAIM, payload)
+    _show(texts["text/plain"], CLAIM, payload, markdown=texts["text/markdown"])
 
 
 def judged(interval: Any, above: float = 0.0) -> tuple[str, str, dict[str, Any]]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,10 +31,12 @@ except ImportError:  # pytest without nbval: there are no notebooks to check
 else:
     NBVAL = True
 
-# The beginnings of paths that name a machine. A web address has a letter before the slash.
+# The beginnings of paths that name a machine. A web address has a letter, or another slash, before its slashes.
+START = r"(?<![\w.~</-])"
 MACHINE = re.compile(
-    r"(?<![\w.~<:/-])(?:/(?:home|Users|work|workspace|mnt|private|kaggle|content)/[\w.~-]|/(?:root|tmp)\b)"
-    r"|\b[A-Za-z]:\\+Users\\"
+    rf"{START}(?:/(?:home|Users|work|workspace|mnt|private|kaggle|content|opt|srv|var/folders)/[\w.~-]|/(?:root|tmp)\b"
+    r"|/(?!/)[\w.+/-]{0,200}(?:site|dist)-packages/)"
+    r"|\bfile:/+[\w.~-]|\b[A-Za-z]:\\+Users\\"
 )
 CELL_TIMEOUT = 3 * 60 * 60.0  # seconds, where real lesions are trained on; nbval's own default does for lab
 NBVAL_TIMEOUT = 2000.0
@@ -317,18 +320,35 @@ def _first_line(text: str) -> str:
 
 def paths_in(outputs: list[Any]) -> list[str]:
     """Paths of a machine in what outputs show or carry (pictures aside)."""
-    here = {str(Path.home()), tempfile.gettempdir()} - {"/", ""}
+    now = settings()
+    folders = [Path.home(), Path.cwd(), tempfile.gettempdir(), sys.prefix, now.cache, now.weights, *now.data]
+    places = {Path(place).absolute() for place in folders if place} - {Path("/usr")}
+    names = "|".join(re.escape(str(place)) for place in sorted(places) if place != place.parent)
+    here = re.compile(rf"{START}(?:{names})(?![\w-])")
     found = []
     for output in outputs:
         data = output.get("data", {})
         texts = [output.get("text", ""), *output.get("traceback", ()), output.get("evalue", "")]
         texts += [v if isinstance(v, str) else json.dumps(v) for k, v in data.items() if not k.startswith("image/")]
         for text in texts:
-            if match := MACHINE.search(text):
+            if match := MACHINE.search(text) or here.search(text):
                 found.append(text[match.start() : match.start() + 40].split("\n")[0])
-            elif at := next((place for place in sorted(here) if place + os.sep in text), ""):
-                found.append(at)
     return found
+
+
+def unlike_carried(outputs: list[Any]) -> list[str]:
+    """Words on outputs that show a reader something else than what they carry for the checks."""
+    faults = []
+    for data in (output.get("data", {}) for output in outputs):
+        shows = {form: text for form, text in data.items() if form.startswith("text/")}
+        for mime in {REPORT, CLAIM, SAY} & set(data):
+            digits = (2, 0, 1, 3, 4, 5, 6) if mime == REPORT else (2,)
+            allowed = [ledger.seen(mime, data[mime], number) for number in digits]
+            if shows not in allowed:
+                meant = next((texts for texts in allowed if texts["text/plain"] == shows.get("text/plain")), allowed[0])
+                form = next(form for form in (*shows, *meant) if shows.get(form) != meant.get(form))
+                faults.append(f"shows {shows.get(form)!r}, and what it carries reads {meant.get(form)!r}")
+    return faults
 
 
 class _Check(pytest.Item):
@@ -380,6 +400,7 @@ class Stored(_Check):
             here += [
                 f"has a path of a machine stored ({path}): print less, and {remedy}" for path in paths_in(cell.outputs)
             ]
+            here += [f"{fault}: {remedy}" for fault in unlike_carried(cell.outputs)]
             here += [
                 f"was stored on {made['edition']}-{made['scale']}, and the outputs in git are lab-quick's: {remedy}"
                 for made in payloads(cell.outputs, SETUP)

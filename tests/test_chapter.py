@@ -156,6 +156,28 @@ def test_setup_says_in_one_line_what_it_runs_on(shown, recipes, monkeypatch):
         chapter.setup("07_x")
 
 
+def test_full_scale_may_reach_the_hub_after_quick_and_a_readers_own_choice_stays(shown, recipes, monkeypatch):
+    import os
+    import sys
+
+    recipes.write_text("[07_x]\n")
+    constants = SimpleNamespace(HF_HUB_OFFLINE=True)  # the client reads the variable once, when it is imported
+    monkeypatch.setitem(sys.modules, "huggingface_hub.constants", constants)
+    monkeypatch.setattr(chapter, "_made_offline", False)
+
+    def opened(scale):
+        monkeypatch.setenv("SKINBOOK_SCALE", scale)
+        chapter.setup("07_x")
+        return os.environ.get("HF_HUB_OFFLINE")
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert [opened("quick"), opened("full")] == ["1", "1"]
+    assert constants.HF_HUB_OFFLINE
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    assert [opened("quick"), opened("quick"), opened("full")] == ["1", "1", None]
+    assert not constants.HF_HUB_OFFLINE
+
+
 def test_a_recipe_is_merged_from_base_scale_and_edition(recipes):
     recipes.write_text(
         "[07_x]\nsize = 64\nepochs = 1\n[07_x.full]\nepochs = 9\nlr = 0.1\n[07_x.ham10000-full]\nlr = 0.2\n"

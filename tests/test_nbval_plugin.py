@@ -1,15 +1,17 @@
 """Each thing that must turn a run of the chapters red does so, and the right notebook is green."""
 
 import json
+import os
 import re
+from types import SimpleNamespace
 
 import jupytext
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from skinbook import ledger
-from skinbook.nbval_plugin import MACHINE, near, paths_in
+from skinbook import chapter, ledger
+from skinbook.nbval_plugin import MACHINE, near, paths_in, unlike_carried
 
 pytest_plugins = "pytester"
 
@@ -28,12 +30,23 @@ def shows(mime=None, payload=None, text="as it was"):
     return new_output("display_data", {"text/plain": text, **({mime: payload} if mime else {})})
 
 
-def reported(name, value):
-    return shows(ledger.REPORT, {"name": name, "value": value, "low": None, "high": None})
+def carried(mime, payload, **seen):
+    """An output as a chapter makes it; `seen` replaces what a reader sees in a form ("plain", "markdown", "html")."""
+    texts = ledger.seen(mime, payload) | {f"text/{form}": text for form, text in seen.items()}
+    return new_output("display_data", {**texts, mime: payload})
 
 
-def claimed(sentence, verdict):
-    return shows(ledger.CLAIM, {"sentence": sentence, "verdict": verdict, "value": 0.1, "low": 0.05, "high": 0.2})
+def reported(name, value, **seen):
+    return carried(ledger.REPORT, {"name": name, "value": value, "low": None, "high": None}, **seen)
+
+
+def claimed(sentence, verdict, **seen):
+    payload = {"sentence": sentence, "verdict": verdict, "value": 0.1, "low": 0.05, "high": 0.2}
+    return carried(ledger.CLAIM, payload, **seen)
+
+
+def told(text, **seen):
+    return carried(ledger.SAY, {"text": text}, **seen)
 
 
 def prints(text, name="stdout"):
@@ -94,7 +107,7 @@ print("same")"""
             shows(ledger.SETUP, {"edition": "lab", "scale": "quick", "device": "cuda"}),
             reported("AUC", 0.83),
             claimed("it flatters", "holds"),
-            shows(ledger.SAY, {"text": "About 41 % of them."}),
+            told("About 41 % of them."),
             prints("same\n"),
         ),
         cell(
@@ -120,7 +133,7 @@ def wrong(folder):
         cell("import sys\nprint('UserWarning', file=sys.stderr)"),
         cell("import pathlib\nprint(pathlib.Path.home() / 'x')", prints("x\n"), tags=log),
         cell("print(1)", prints("2\n")),
-        cell("say('Nearly 38 % leak.')", shows(ledger.SAY, {"text": "Fully 38 % leak."})),
+        cell("say('Nearly 38 % leak.')", told("Fully 38 % leak.")),
         cell("print(1)", prints("1\n")),
     )
     write(
@@ -132,6 +145,7 @@ def wrong(folder):
         cell("print(1)", shows(ledger.SETUP, setup), prints("1\n")),
         cell("1", reported("AUC", 1), tags=["nbval-skip"]),
         cell("1", reported("AUC", 1), tags=["nbval-skip"]),
+        cell("1", reported("F1", 0.8351, plain="F1  0.95"), tags=["nbval-skip"]),
     )
     stale = {"chapter": "99_none", "edition": "ham10000", "scale": "quick", "names": None, "digest": "0"}
     write(folder, "04_ledger", one("ledger_table('99_none')", shows(ledger.LEDGER, stale), tags=["ledger"]))
@@ -164,6 +178,7 @@ def test_each_fault_turns_the_whole_run_red(inner):
         "Cell 2 has a path of a machine stored (/home/ann/x.csv)",
         "Cell 3 was stored on ham10000-quick",
         "'AUC' is reported twice in this chapter",
+        "Cell 6 shows 'F1  0.95', and what it carries reads 'F1  0.84': run `make refresh CHAPTERS=03`.",
         "are not those of the ledger: run `make refresh-ledger`.",
         "What the ledger gives is not what is stored: run `make refresh-ledger`.",
         "05_twin.ipynb and 05_twin.md differ in the source of cell 2 (print(1)  # skinbook): run `make pair`",
@@ -244,9 +259,69 @@ def test_other_peoples_notebooks_and_wrong_settings(inner, monkeypatch):
     assert "Traceback" not in printed
 
 
+@pytest.mark.parametrize("digits", range(7))
+def test_a_report_may_show_any_number_of_digits(digits):
+    payload = {"name": "AUC", "value": 0.8351234, "low": 0.8, "high": 0.9}
+    seen = ledger.seen(ledger.REPORT, payload, digits)["text/plain"]
+    assert unlike_carried([carried(ledger.REPORT, payload, plain=seen)]) == []
+
+
+@pytest.mark.parametrize(
+    ("output", "shows"),
+    [
+        (reported("AUC", 0.8351, plain="AUC  0.9"), "'AUC  0.9'"),
+        (reported("AUC", 0.8351, plain="F1  0.84"), "'F1  0.84'"),
+        (reported("AUC", 0.8351, html="<b>0.99</b>"), "'<b>0.99</b>'"),
+        (claimed("it flatters", "undecided", plain="holds: it flatters  0.10  [0.05, 0.20]"), "'holds: it flatters"),
+        (claimed("it flatters", "holds", plain="holds: it is fair  0.10  [0.05, 0.20]"), "'holds: it is fair"),
+        (claimed("it flatters", "holds", plain="holds: it flatters  0.90  [0.85, 0.95]"), "'holds: it flatters  0.90"),
+        (claimed("it flatters", "undecided", markdown="**holds**: it flatters (0.10)"), "'**holds**"),
+        (told("About 38 %.", plain="About 83 %."), "'About 83 %.'"),
+        (told("About 38 %.", markdown="About 83 %."), "'About 83 %.'"),
+    ],
+)
+def test_what_a_reader_sees_is_what_is_carried(output, shows):
+    (fault,) = unlike_carried([output])
+    assert fault.startswith(f"shows {shows}")
+
+
+def test_what_a_chapter_shows_is_what_it_carries(monkeypatch):
+    outputs = []
+
+    def show(text, mime, payload, markdown=None):
+        outputs.append(shows(mime, payload, text))
+        outputs[-1].data |= {"text/markdown": markdown} if markdown else {}
+
+    monkeypatch.setattr(chapter, "_run", chapter._Run())
+    monkeypatch.setattr(chapter, "_show", show)
+    chapter.report("AUC", SimpleNamespace(value=0.8351, low=-0.0001, high=0.9), digits=3)
+    chapter.report("photographs", 10015)
+    chapter.report("undefined", float("nan"))
+    chapter.claim("it flatters", SimpleNamespace(value=0.1, low=0.05, high=0.2))
+    chapter.claim("it is fair", None)
+    chapter.say("About 38 %.")
+    assert len(outputs) == 6
+    assert unlike_carried(outputs) == []
+
+
 @pytest.mark.parametrize(
     "text",
-    ["/home/ann", "in '/root/.cache'", "see /tmp", "/Users/ann/x", r"C:\Users\ann", "/work/x", '"/kaggle/input/y"'],
+    [
+        "/home/ann",
+        "in '/root/.cache'",
+        "see /tmp",
+        "/Users/ann/x",
+        r"C:\Users\ann",
+        "/work/x",
+        '"/kaggle/input/y"',
+        "file:///home/alice/x.py",
+        "file:/data/x.py",
+        "PATH=/usr/bin:/home/alice/bin",
+        "/opt/conda/lib/python3/site-packages/x.py",
+        'File "/usr/lib/python3/dist-packages/x.py", line 3',
+        "/srv/ci/book",
+        "in /var/folders/x1/T/y",
+    ],
 )
 def test_paths_of_machines_are_seen(text):
     assert MACHINE.search(text)
@@ -254,10 +329,44 @@ def test_paths_of_machines_are_seen(text):
 
 
 @pytest.mark.parametrize(
-    "text", ["https://example.org/home/x", "data/results", "1/2", "and/or", "</home/>", "~/work/x", "benign/malignant"]
+    "text",
+    [
+        "https://example.org/home/x",
+        "https://example.org/opt/x",
+        "http://localhost:8888/srv/x",
+        "https://example.org/x/site-packages/y.py",
+        "data/results",
+        "1/2",
+        "and/or",
+        "</home/>",
+        "~/work/x",
+        "benign/malignant",
+    ],
 )
 def test_other_slashes_are_left_alone(text):
     assert not MACHINE.search(text)
+    assert not paths_in([prints(text)])
+
+
+def test_folders_of_the_settings_and_of_this_python_are_seen(monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", "/var/elsewhere")
+    monkeypatch.setattr("sys.prefix", "/big/conda/envs/book")
+    monkeypatch.setenv("SKINBOOK_DATA", os.pathsep.join(("/lesions", "/big/ham10000", "data")))
+    monkeypatch.setenv("SKINBOOK_CACHE", "/scratch/pixels")
+    monkeypatch.setenv("SKINBOOK_WEIGHTS", "/models/resnet18.safetensors")
+    monkeypatch.setattr("os.getcwd", lambda: "/checkout/book")
+    for text in (
+        "read /lesions",
+        "'/big/ham10000/table.csv'",
+        "/scratch/pixels/1f",
+        "from /models/resnet18.safetensors.",
+        "/checkout/book/chapters",
+        "/checkout/book/data/results",
+        "/big/conda/envs/book/bin/python",
+    ):
+        assert paths_in([prints(text)]), text
+    for text in ("https://example.org/lesions/", "/lesionsize", "data/results", "benign/lesions", "/big/other"):
+        assert not paths_in([prints(text)]), text
 
 
 def test_pictures_are_not_searched_for_paths():
