@@ -59,7 +59,7 @@ def run_command(
     scale: Scale = "",
     seeds: Annotated[int, typer.Option(help="How many seeds: 0, 1, ...")] = 1,
     record: Annotated[
-        bool, typer.Option("--record", help="Write the ledger (and, of several seeds, tolerances).")
+        bool, typer.Option("--record", help="Write the ledger (and, of three or more seeds, tolerances).")
     ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Keep the runs that are finished already.")] = False,
 ) -> None:
