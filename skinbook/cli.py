@@ -62,11 +62,12 @@ def run_command(
         bool, typer.Option("--record", help="Write the ledger (and, of three or more seeds, tolerances).")
     ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Keep the runs that are finished already.")] = False,
+    jobs: Annotated[int, typer.Option(help="How many seeds at a time, each with its share of the cores.")] = 1,
 ) -> None:
     """Execute chapters, once a seed, each in a fresh kernel, and show what they report."""
     from skinbook import runs
 
-    runs.run(chapters or (), *_dials(edition, scale), seeds, record, resume, tell=_tell)
+    runs.run(chapters or (), *_dials(edition, scale), seeds, record, resume, tell=_tell, jobs=jobs)
 
 
 @app.command("spread")

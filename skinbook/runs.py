@@ -10,6 +10,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -119,12 +120,20 @@ def execute(cells: Any, folder: Path, environment: Mapping[str, str], label: str
     raise SkinbookError(f"{label}: cell {now['cell'] + 1} of {len(cells['cells'])} failed ({reason}).")
 
 
-def fragment(notebook: Path, folder: Path, environment: Mapping[str, str], resume: bool, tell: Tell) -> dict[str, Any]:
+def fragment(
+    notebook: Path,
+    folder: Path,
+    environment: Mapping[str, str],
+    resume: bool,
+    tell: Tell,
+    also: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
     """What one run of a chapter says, from `folder` if it is there and `resume`, else by running it.
 
     Parameters
     ----------
     environment : the settings of this run: `SKINBOOK_EDITION`, `SKINBOOK_SCALE`, `SKINBOOK_SEED`, `SKINBOOK_THREADS`.
+    also : more variables for the kernel, which are no part of what the run is known by.
     """
     import nbformat
 
@@ -135,17 +144,19 @@ def fragment(notebook: Path, folder: Path, environment: Mapping[str, str], resum
     label = f"{name} on {edition}-{scale}, " + ", ".join(f"{key} {value}" for key, value in run.items())
     stem = "-".join(f"{key}-{value}" for key, value in run.items())
     kept = folder / f"{edition}-{scale}" / name / f"{stem}-{code}.json"
+    package = ledger.package_hash()
     if resume and kept.is_file():
-        tell(f"{label}: already there")
-        return json.loads(kept.read_text(encoding="utf-8"))
+        found = json.loads(kept.read_text(encoding="utf-8"))
+        other = " (made by another version of the package: without --resume it is run anew)"
+        tell(f"{label}: already there{other if found['package'] != package else ''}")
+        return found
     cells = read(notebook)
     cells.cells.append(nbformat.v4.new_code_cell(FACTS_CELL))
     kept.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     tell(f"{label}: running")
-    package = ledger.package_hash()
     try:
-        execute(cells, notebook.parent, {**os.environ, **environment}, label)
+        execute(cells, notebook.parent, {**os.environ, **environment, **(also or {})}, label)
     finally:
         last = cells.cells.pop()
         kept.with_suffix(".ipynb").write_text(nbformat.writes(cells), encoding="utf-8")
@@ -207,8 +218,12 @@ def run(
     resume: bool = False,
     home: Path = HOME,
     tell: Tell = print,
+    jobs: int = 1,
 ) -> dict[str, dict[str, Any]]:
     """Execute chapters once a seed (0, 1, ...); with `record`, write ledger and (of three or more) tolerances.
+
+    With more than one of `jobs`, that many seeds run at a time, each with its share of the cores: small networks
+    leave a second core half idle, so that two seeds side by side are done sooner than one after the other.
 
     Returns
     -------
@@ -222,12 +237,20 @@ def run(
     if record:
         _recordable(home)
     entries = {}
+    environment = {"SKINBOOK_EDITION": edition, "SKINBOOK_SCALE": scale}
     for notebook in _in_turn(names, edition, scale, home, tell):
-        environment = {"SKINBOOK_EDITION": edition, "SKINBOOK_SCALE": scale}
-        done = {
-            seed: fragment(notebook, built(home) / "runs", {**environment, "SKINBOOK_SEED": str(seed)}, resume, tell)
-            for seed in range(_enough(seeds, "The number of seeds"))
-        }
+        also = {}
+        if _enough(jobs, "The number of jobs") > 1:
+            share = str(max(1, (os.cpu_count() or 1) // jobs))
+            also = {"SKINBOOK_THREADS": share, "OMP_NUM_THREADS": share}
+
+        def one(seed: int, notebook: Path = notebook, also: Mapping[str, str] = also) -> dict[str, Any]:
+            known_by = {**environment, "SKINBOOK_SEED": str(seed)}
+            return fragment(notebook, built(home) / "runs", known_by, resume, tell, also)
+
+        with ThreadPoolExecutor(jobs) as pool:
+            of_seed = range(_enough(seeds, "The number of seeds"))
+            done = dict(zip(of_seed, pool.map(one, of_seed), strict=True))
         name = notebook.stem
         entries[name] = ledger.entry(done, datetime.now(UTC).strftime("%Y-%m-%d"))
         for line in summary(entries[name]):

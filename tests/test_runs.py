@@ -162,3 +162,24 @@ def test_only_the_cells_of_the_ledger_are_refreshed(home):
     path.write_text(path.read_text().replace("\n ", "\n  "))
     with pytest.raises(SkinbookError, match="not in the form that `make pair` writes"):
         runs.refresh_ledger(["08"], home)
+
+
+def test_seeds_side_by_side_say_what_seeds_in_turn_say(home):
+    in_turn = runs.run(["07"], seeds=2, home=home, tell=str)["07_x"]
+    told = []
+    beside = runs.run(["07"], seeds=2, home=home, tell=told.append, jobs=2)["07_x"]
+    assert beside["reports"] == in_turn["reports"]
+    assert beside["claims"] == in_turn["claims"]
+    again = []
+    runs.run(["07"], seeds=2, home=home, tell=again.append, resume=True)
+    assert sum(line.endswith("already there") for line in again) == 2, "the number of jobs is no part of a run's name"
+    with pytest.raises(SkinbookError, match=r"The number of jobs is 0; expected a whole number of at least 1\."):
+        runs.run(["07"], home=home, tell=str, jobs=0)
+
+
+def test_a_run_kept_from_another_package_says_so(home, monkeypatch):
+    runs.run(["07"], home=home, tell=str)
+    monkeypatch.setattr(ledger, "package_hash", lambda: "another")
+    told = []
+    runs.run(["07"], home=home, tell=told.append, resume=True)
+    assert "made by another version of the package" in told[0]
