@@ -25,7 +25,7 @@ class Backbone(nn.Module):
 
     def __init__(self, name: str, weights: str = "none", stride: int | None = None) -> None:
         super().__init__()
-        self.name = name
+        self.name, self.asked_stride = name, stride
         self.model: Any
         self.model, self.weights, self.mean, self.std = _load(name, weights)
         self.model.requires_grad_(True)
