@@ -22,7 +22,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from skinbook import __version__
-from skinbook.config import SkinbookError, book_data
+from skinbook.config import SkinbookError, book_data, settings
 from skinbook.files import replaced
 
 # The bundles in which a notebook's outputs carry what was said.
@@ -225,8 +225,11 @@ def write(kind: str, edition: str, scale: str, chapter: str, entry: Mapping[str,
     file = file_of(kind, edition, scale)
     file.parent.mkdir(parents=True, exist_ok=True)
     about = ABOUT_RESULTS if kind == "results" else ABOUT_TOLERANCES
-    # The lock's file stays: another process may be waiting for it, and would not see one that is made anew.
-    with FileLock(file.with_suffix(".json.lock")):
+    # The lock's file stays: another process may be waiting for it, and would not see one that is made anew. It lies in
+    # the cache, because all that lies in `data` goes into the wheel.
+    lock = settings().cache / "locks" / f"ledger-{digest(str(file.resolve()))}.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(lock):
         chapters = _load(file).get("chapters", {}) | {chapter: entry}
         whole = {"about": about, "edition": edition, "scale": scale, "chapters": dict(sorted(chapters.items()))}
         with replaced(file) as partial:
