@@ -25,11 +25,11 @@ from urllib.parse import unquote, urlsplit
 
 import typer
 
-from skinbook.config import EDITIONS, SCALES, SkinbookError
+from skinbook.config import EDITIONS, SkinbookError
+from skinbook.pages import all_results, filled, front_results, published, references
 
 HOME = Path(__file__).resolve().parent.parent
 BADGES = ("<!-- badges -->", "<!-- /badges -->")
-RESULTS = re.compile(r"(<!-- results\s(.*?)-->\n)(.*?)(<!-- /results -->)", re.DOTALL)
 # A Markdown link to a page of the book, short (`glossary.md#token`) or in full.
 PAGE_LINK = re.compile(
     r"\]\((?:https://github\.com/[\w.-]+/[\w.-]+/blob/main/chapters/)?((?:index|datasets|results|glossary|references|\d\d_\w+)\.(?:md|ipynb))(#[\w-]+)?\)"
@@ -371,124 +371,17 @@ def _foreign(address: str) -> bool:
 # Generated pages
 
 
-def slug(heading: str) -> str:
-    """The anchor that GitHub and the rendered book give a heading."""
-    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
-
-
-def references(bibliography: Path) -> str:
-    """The page of references as Markdown, one heading (and so one anchor) for each entry of a BibTeX file.
-
-    An entry's `keywords` names its group, its `annote` says what the book takes from it.
-    """
-    from pybtex.database import parse_file
-
-    groups: dict[str, list[str]] = {}
-    entries = parse_file(str(bibliography)).entries.values()
-    for entry in sorted(entries, key=lambda e: (e.persons["author"][0].last_names[-1].lower(), e.fields["year"])):
-        groups.setdefault(entry.fields["keywords"], []).append(_reference(entry))
-    head = (
-        "# References\n\n<!-- Generated from references.bib by `make generate`. -->\n\n"
-        "What the book builds on, each with a word on what it takes from there. "
-        "The BibTeX is in the repository, `chapters/references.bib`."
-    )
-    return "\n\n".join([head, *(f"## {group}\n\n" + "\n\n".join(groups[group]) for group in sorted(groups))]) + "\n"
-
-
-def _reference(entry) -> str:
-    fields = {key: re.sub(r"[{}]", "", value) for key, value in entry.fields.items()}
-    people = [
-        re.sub(r"[{}]", "", " ".join(map(str, [*p.first_names, *p.middle_names, *p.prelast_names, *p.last_names])))
-        for p in entry.persons["author"]
-    ]
-    family = [re.sub(r"[{}]", "", " ".join([*p.prelast_names, *p.last_names])) for p in entry.persons["author"]]
-    short = family[0] if len(family) == 1 else " and ".join(family) if len(family) == 2 else f"{family[0]} et al."
-    shown = people if len(people) <= 6 else [*people[:5], "others"]
-    names = shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
-    venue = fields.get("journal") or fields.get("booktitle") or fields.get("howpublished", "")
-    if "volume" in fields:
-        venue += f" {fields['volume']}" + (f", {fields['pages'].replace('--', '–')}" if "pages" in fields else "")
-    if "doi" in fields:
-        link = f"[doi:{fields['doi']}](https://doi.org/{fields['doi']})"
-    elif "eprint" in fields:
-        link = f"[arXiv:{fields['eprint']}](https://arxiv.org/abs/{fields['eprint']})"
-    else:
-        link = f"<{fields['url']}>"
-    heading = f"### {short}, {fields['year']}"
-    return f"{heading}\n\n{names}. *{fields['title']}*. {venue}, {fields['year']}. {link}\n\n{fields['annote']}"
-
-
-def filled(text: str, block: str) -> str:
-    """A page with a block between its markers of results, `<!-- results ... -->` and `<!-- /results -->`."""
-    return RESULTS.sub(lambda m: f"{m[1]}\n{block}\n\n{m[4]}", text, count=1)
-
-
-def front_results(text: str) -> str:
-    """The results that the README shows, as Markdown: those named in its marker (`chapter: name`), from the ledger.
-
-    Raises
-    ------
-    SkinbookError
-        If a named result is not in the ledger, although its chapter is.
-    """
-    from skinbook import ledger
-
-    rows, dates = [], set()
-    marker = RESULTS.search(text)
-    for line in marker[2].splitlines() if marker else ():
-        name, _, wanted = (part.strip() for part in line.partition(":"))
-        if not (held := ledger.read("results", "ham10000", "quick", name)):
-            continue
-        found = {**held["reports"], **held["claims"]}
-        if wanted not in found:
-            raise SkinbookError(
-                f"README.md shows {wanted!r} of {name}, which the ledger does not hold: mend its marker."
-            )
-        rows.append([f"[{name[:2]}](chapters/{name}.ipynb)", wanted, *_result_cells(found[wanted])])
-        dates.add(held["provenance"]["date"])
-    if not rows:
-        return "Nothing is recorded yet."
-    table = _table(["Chapter", "On HAM10000, lesions kept apart", "Measured", "95 % interval", "Seeds"], rows)
-    when = f"Recorded {' and '.join(sorted(dates))} at quick scale."
-    return f"{table}\n\n{when} [All results](chapters/results.md), and where they come from."
-
-
-def all_results() -> str:
-    """The whole ledger as Markdown: each chapter's results on each edition and scale, and where they come from."""
-    from skinbook import ledger
-
-    parts = []
-    for edition, scale in ((e, s) for e in EDITIONS for s in SCALES):
-        for name in ledger.held("results", edition, scale):
-            held = ledger.read("results", edition, scale, name)
-            parts.append(f"## {name} on {edition}, {scale}")
-            parts.append(ledger.provenance_line(held["provenance"], edition, scale))
-            for kind, head in (("reports", "Result"), ("claims", "Claim")):
-                rows = [[what, *_result_cells(found)] for what, found in held[kind].items()]
-                parts += [_table([head, "Measured", "95 % interval", "Seeds"], rows)] if rows else []
-    return "\n\n".join(parts) or "No results on real lesions are recorded yet."
-
-
-def _result_cells(found: dict) -> list[str]:
-    """Value, interval and number of seeds of a result; a claim's verdict goes before its value."""
-    from skinbook.ledger import shown
-
-    interval = f"{shown(found['low'])} to {shown(found['high'])}" if found["low"] is not None else ""
-    return [" ".join(filter(None, [found.get("verdict"), shown(found["value"])])), interval, str(len(found["seeds"]))]
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def generated(home: Path = HOME) -> dict[Path, str]:
     """What every generated file should hold now: references, results, and the chapters' badges and links."""
     pages, readme, results = home / "chapters", home / "README.md", home / "chapters" / "results.md"
     wanted = {
         pages / "references.md": references(pages / "references.bib"),
         readme: filled(text := readme.read_text(encoding="utf-8"), front_results(text)),
-        results: filled(results.read_text(encoding="utf-8"), all_results()),
+        results: filled(
+            filled(results.read_text(encoding="utf-8"), all_results()),
+            published(home / "data" / "published.toml"),
+            "published",
+        ),
     }
     for name in chapters(home):
         if (twin := pages / f"{name}.md").is_file():

@@ -62,7 +62,7 @@ def shown(value: float | None, low: float | None = None, high: float | None = No
         if isinstance(number, int):
             return f"{number:,}"
         # A number too small for its decimals would be shown as 0.00.
-        return f"{number:,.{digits}f}" if number == 0 or abs(number) >= 0.5 * 10**-digits else f"{number:.1e}"
+        return f"{number:,.{digits}f}" if number == 0 or abs(number) >= 0.5 * 10**-digits else f"{number:.2g}"
 
     if low is None or high is None:
         return one(value)

@@ -12,7 +12,7 @@ import nbformat
 import pytest
 import yaml
 
-from skinbook import book
+from skinbook import book, pages
 from skinbook.config import SkinbookError
 
 HOME = Path(__file__).resolve().parent.parent
@@ -72,7 +72,7 @@ def test_badges_open_their_own_chapter(name):
 
 
 def anchors(page: Path) -> set[str]:
-    return {book.slug(title) for title in re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)}
+    return {pages.slug(title) for title in re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)}
 
 
 def test_links_between_pages_lead_somewhere():
@@ -86,7 +86,7 @@ def test_links_between_pages_lead_somewhere():
 def test_anchors_of_glossary_and_references_are_unique():
     for name in ("glossary.md", "references.md"):
         titles = re.findall(r"^#+ (.+)$", (HOME / "chapters" / name).read_text(encoding="utf-8"), re.MULTILINE)
-        assert len({book.slug(title) for title in titles}) == len(titles), name
+        assert len({pages.slug(title) for title in titles}) == len(titles), name
 
 
 def test_the_contents_list_every_chapter():
@@ -302,13 +302,13 @@ def test_a_reference(tmp_path):
         "@article{a, author = {Ann B. Müller and Bo van Dyke}, title = {On {HAM}}, journal = {Skin}, volume = {5},"
         " pages = {1--9}, year = {2020}, doi = {10.1/x}, keywords = {Data}, annote = {Why.}}"
     )
-    page = book.references(bibliography)
+    page = pages.references(bibliography)
     assert (
         "## Data\n\n### Müller and van Dyke, 2020\n\nAnn B. Müller and Bo van Dyke. *On HAM*. Skin 5, 1–9, 2020."
         in page
     )
     assert "[doi:10.1/x](https://doi.org/10.1/x)\n\nWhy." in page
-    assert book.slug("Müller and van Dyke, 2020") == "müller-and-van-dyke-2020"
+    assert pages.slug("Müller and van Dyke, 2020") == "müller-and-van-dyke-2020"
 
 
 HELD = {
@@ -337,22 +337,22 @@ def test_the_front_page_shows_the_named_results_of_the_ledger(monkeypatch):
     from skinbook import ledger
 
     monkeypatch.setattr(ledger, "read", held)
-    page = book.filled(FRONT, book.front_results(FRONT))
+    page = pages.filled(FRONT, pages.front_results(FRONT))
     link = "[03](chapters/03_cnn_lstm.ipynb)"
     assert f"| {link} | balanced accuracy | 0.71 | 0.68 to 0.75 | 2 |\n" in page
     assert f"| {link} | a \\| b | holds 0.05 | 0.01 to 0.09 | 1 |\n" in page
     assert page.startswith("before\n<!-- results\n03_cnn_lstm: balanced")
     assert page.endswith("<!-- /results -->\nafter")
     assert "stale" not in page
-    assert book.filled(page, book.front_results(page)) == page
+    assert pages.filled(page, pages.front_results(page)) == page
     with pytest.raises(SkinbookError, match="'balanced acc' of 03_cnn_lstm, which the ledger does not hold"):
-        book.front_results(FRONT.replace("balanced accuracy", "balanced acc"))
+        pages.front_results(FRONT.replace("balanced accuracy", "balanced acc"))
 
 
 def test_a_front_page_with_a_number_typed_by_hand_is_stale():
     page = (HOME / "README.md").read_text(encoding="utf-8")
     typed = page.replace("<!-- /results -->", "Our model reaches 99 %.\n<!-- /results -->")
-    assert book.filled(typed, book.front_results(typed)) == page
+    assert pages.filled(typed, pages.front_results(typed)) == page
 
 
 def test_the_page_of_results_shows_the_whole_ledger(monkeypatch):
@@ -363,7 +363,34 @@ def test_the_page_of_results_shows_the_whole_ledger(monkeypatch):
         ledger, "held", lambda kind, edition, scale: list(HELD) if held(kind, edition, scale, next(iter(HELD))) else []
     )
     monkeypatch.setattr(ledger, "provenance_line", lambda *given: "where it comes from")
-    page = book.all_results()
-    assert page.startswith("## 03_cnn_lstm on ham10000, quick\n\nwhere it comes from\n\n| Result |")
+    page = pages.all_results()
+    assert page.startswith("## 03 A CNN with an LSTM behind it: ham10000, quick\n\nwhere it comes from\n\n| Claim |")
     assert "| balanced accuracy | 0.71 | 0.68 to 0.75 | 2 |" in page
-    assert "| a \\| b | holds 0.05 | 0.01 to 0.09 | 1 |" in page
+    assert re.search(r"\| a \\\| b \| <svg [^|]+</svg> \| holds 0.05 \| 0.01 to 0.09 \| 1 \|", page)
+    assert 'aria-label="0.05, between 0.01 and 0.09"' in page
+    assert 'x1="88.4" y1="8" x2="156.0"' in page, (
+        "the axis ends where the widest interval does, and zero is in its middle"
+    )
+
+
+def test_an_interval_that_does_not_fit_the_axis_is_not_drawn():
+    claims = {
+        name: {"verdict": "holds", "value": value, "low": low, "high": high, "seeds": {"0": {}}}
+        for name, value, low, high in (
+            ("years", 14.0, 13.0, 15.0),
+            ("share", 0.1, -0.1, 0.3),
+            ("none", 0.1, None, None),
+        )
+    }
+    years, share, none = pages._claims(claims).splitlines()[2:]
+    assert "| years |  | holds 14.00" in years
+    assert "<svg" in share
+    assert "| none |  | holds 0.10 |  |" in none
+
+
+def test_published_numbers_name_their_protocol_and_source():
+    text = pages.published(HOME / "data" / "published.toml")
+    assert len(text.splitlines()) > 8
+    for line in text.splitlines():
+        assert all(cell.strip() for cell in line.strip("|").split(" | ")), line
+    assert text in (HOME / "chapters" / "results.md").read_text(encoding="utf-8")

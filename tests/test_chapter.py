@@ -42,11 +42,11 @@ def recipes(monkeypatch, tmp_path):
         (10015, "AUC  10,015", 10015),
         (np.int64(3), "AUC  3", 3),
         (np.array(0.25), "AUC  0.25", 0.25),
-        (0.00012, "AUC  1.2e-04", 0.00012),
+        (0.00012, "AUC  0.00012", 0.00012),
         (0.0, "AUC  0.00", 0.0),
         (math.nan, "AUC  undefined", None),
         (interval(0.8312, 0.8, 0.861), "AUC  0.83  [0.80, 0.86]", 0.8312),
-        (interval(0.0001, -0.002, 0.3), "AUC  1.0e-04  [-0.00, 0.30]", 0.0001),
+        (interval(0.0001, -0.002, 0.3), "AUC  0.0001  [-0.00, 0.30]", 0.0001),
     ],
 )
 def test_a_report_shows_a_number_and_carries_it_whole(shown, value, text, carried):

@@ -1,0 +1,157 @@
+"""The pages that are generated: references from BibTeX, results from the ledger, published numbers from their table."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from skinbook import chapter, ledger
+from skinbook.config import EDITIONS, SCALES, SkinbookError
+
+RESULTS = re.compile(r"(<!-- results\s(.*?)-->\n)(.*?)(<!-- /results -->)", re.DOTALL)
+# Claims are drawn on one axis where they are shares or differences of shares; years and degrees have no place on it.
+WIDEST = 1.0
+
+
+def slug(heading: str) -> str:
+    """The anchor that GitHub and the rendered book give a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+def references(bibliography: Path) -> str:
+    """The page of references as Markdown, one heading (and so one anchor) for each entry of a BibTeX file.
+
+    An entry's `keywords` names its group, its `annote` says what the book takes from it.
+    """
+    from pybtex.database import parse_file
+
+    groups: dict[str, list[str]] = {}
+    entries = parse_file(str(bibliography)).entries.values()
+    for entry in sorted(entries, key=lambda e: (e.persons["author"][0].last_names[-1].lower(), e.fields["year"])):
+        groups.setdefault(entry.fields["keywords"], []).append(_reference(entry))
+    head = (
+        "# References\n\n<!-- Generated from references.bib by `make generate`. -->\n\n"
+        "What the book builds on, each with a word on what it takes from there. "
+        "The BibTeX is in the repository, `chapters/references.bib`."
+    )
+    return "\n\n".join([head, *(f"## {group}\n\n" + "\n\n".join(groups[group]) for group in sorted(groups))]) + "\n"
+
+
+def _reference(entry) -> str:
+    fields = {key: re.sub(r"[{}]", "", value) for key, value in entry.fields.items()}
+    people = [
+        re.sub(r"[{}]", "", " ".join(map(str, [*p.first_names, *p.middle_names, *p.prelast_names, *p.last_names])))
+        for p in entry.persons["author"]
+    ]
+    family = [re.sub(r"[{}]", "", " ".join([*p.prelast_names, *p.last_names])) for p in entry.persons["author"]]
+    short = family[0] if len(family) == 1 else " and ".join(family) if len(family) == 2 else f"{family[0]} et al."
+    shown = people if len(people) <= 6 else [*people[:5], "others"]
+    names = shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
+    venue = fields.get("journal") or fields.get("booktitle") or fields.get("howpublished", "")
+    if "volume" in fields:
+        venue += f" {fields['volume']}" + (f", {fields['pages'].replace('--', '–')}" if "pages" in fields else "")
+    if "doi" in fields:
+        link = f"[doi:{fields['doi']}](https://doi.org/{fields['doi']})"
+    elif "eprint" in fields:
+        link = f"[arXiv:{fields['eprint']}](https://arxiv.org/abs/{fields['eprint']})"
+    else:
+        link = f"<{fields['url']}>"
+    heading = f"### {short}, {fields['year']}"
+    return f"{heading}\n\n{names}. *{fields['title']}*. {venue}, {fields['year']}. {link}\n\n{fields['annote']}"
+
+
+def filled(text: str, block: str, name: str = "results") -> str:
+    """A page with a block between its markers, `<!-- name ... -->` and `<!-- /name -->`."""
+    marked = re.compile(rf"(<!-- {name}\s(.*?)-->\n)(.*?)(<!-- /{name} -->)", re.DOTALL)
+    return marked.sub(lambda m: f"{m[1]}\n{block}\n\n{m[4]}", text, count=1)
+
+
+def front_results(text: str) -> str:
+    """The results that the README shows, as Markdown, from the ledger.
+
+    Its marker names them, a line each: `chapter: name of the result`, and then perhaps ` => what the reader is told`.
+
+    Raises
+    ------
+    SkinbookError
+        If a named result is not in the ledger, although its chapter is.
+    """
+    rows, dates = [], set()
+    marker = RESULTS.search(text)
+    for line in marker[2].splitlines() if marker else ():
+        name, _, rest = (part.strip() for part in line.partition(":"))
+        wanted, _, told = (part.strip() for part in rest.partition("=>"))
+        if not (held := ledger.read("results", "ham10000", "quick", name)):
+            continue
+        found = {**held["reports"], **held["claims"]}
+        if wanted not in found:
+            raise SkinbookError(
+                f"README.md shows {wanted!r} of {name}, which the ledger does not hold: mend its marker."
+            )
+        rows.append([f"[{name[:2]}](chapters/{name}.ipynb)", told or wanted, *_result_cells(found[wanted])])
+        dates.add(held["provenance"]["date"])
+    if not rows:
+        return "Nothing is recorded yet."
+    table = _table(["Chapter", "On HAM10000", "Measured", "95 % interval", "Seeds"], rows)
+    when = f"Recorded {' and '.join(sorted(dates))} at quick scale."
+    return f"{table}\n\n{when} [All results](chapters/results.md), and where they come from."
+
+
+def all_results() -> str:
+    """The whole ledger as Markdown: each chapter's claims and numbers on each edition, and where they come from."""
+    parts = []
+    for edition, scale in ((e, s) for e in EDITIONS for s in SCALES):
+        for name in ledger.held("results", edition, scale):
+            held = ledger.read("results", edition, scale, name)
+            title = chapter.recipe(name, edition, scale)["title"]
+            parts.append(f"## {name[:2]} {title}: {edition}, {scale}")
+            parts.append(ledger.provenance_line(held["provenance"], edition, scale))
+            if held["claims"]:
+                parts.append(_claims(held["claims"]))
+            rows = [[what, *_result_cells(found)] for what, found in held["reports"].items()]
+            parts += [_table(["Result", "Measured", "95 % interval", "Seeds"], rows)] if rows else []
+    return "\n\n".join(parts) or "No results on real lesions are recorded yet."
+
+
+def published(file: Path) -> str:
+    """What others have published, as Markdown, from `data/published.toml`."""
+    numbers = tomllib.loads(file.read_text(encoding="utf-8"))["number"]
+    rows = [[n["what"], n["protocol"], n["metric"], n["value"], n["source"]] for n in numbers]
+    return _table(["What", "Protocol", "Metric", "Published", "Source"], rows)
+
+
+def _claims(claims: Mapping[str, Any]) -> str:
+    """A chapter's claims as a forest plot in a table: every row has its interval drawn on one axis, zero marked."""
+    ends = [abs(c[end]) for c in claims.values() for end in ("low", "high") if c[end] is not None]
+    reach = max([end for end in ends if end <= WIDEST], default=WIDEST)
+    rows = [[sentence, _interval(found, reach), *_result_cells(found)] for sentence, found in claims.items()]
+    return _table(["Claim", f"from {-reach:.2g} to {reach:.2g}", "Verdict", "95 % interval", "Seeds"], rows)
+
+
+def _interval(found: Mapping[str, Any], reach: float) -> str:
+    """A value and its interval as a small drawing, where they lie on the axis from -reach to reach; in words for all."""
+    low, value, high = found["low"], found["value"], found["high"]
+    if low is None or high is None or max(abs(low), abs(high)) > reach:
+        return ""
+    x = [round(80 + 76 * at / reach, 1) for at in (low, value, high)]
+    words = f"{ledger.shown(value)}, between {ledger.shown(low)} and {ledger.shown(high)}"
+    return (
+        f'<svg class="forest" width="160" height="16" viewBox="0 0 160 16" role="img" aria-label="{words}">'
+        '<line x1="80" y1="0" x2="80" y2="16" class="zero"/>'
+        f'<line x1="{x[0]}" y1="8" x2="{x[2]}" y2="8"/><circle cx="{x[1]}" cy="8" r="4"/></svg>'
+    )
+
+
+def _result_cells(found: Mapping[str, Any]) -> list[str]:
+    """Value, interval and number of seeds of a result; a claim's verdict goes before its value."""
+    shown = ledger.shown
+    interval = f"{shown(found['low'])} to {shown(found['high'])}" if found["low"] is not None else ""
+    return [" ".join(filter(None, [found.get("verdict"), shown(found["value"])])), interval, str(len(found["seeds"]))]
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
