@@ -15,7 +15,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from skinbook.evaluation import Interval
+from skinbook.evaluation import Interval, interval
 
 # Okabe and Ito's palette (2008), made to be told apart by colour-blind readers.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#F0E442")
@@ -126,3 +126,94 @@ def gallery(images: Sequence[np.ndarray], captions: Sequence[str], columns: int 
         ax.imshow(image)
         ax.set_title(caption, fontsize="small", fontweight="normal", loc="center")
     return figure
+
+
+def roc_curve(
+    positive: np.ndarray, scores: np.ndarray, weights: np.ndarray, label: str | None = None, ax: Axes | None = None
+) -> Axes:
+    """Sensitivity against the share of false alarms, with a pointwise 95 % band over resamples.
+
+    positive : bool (n,); scores : float (n,), high for positive. weights : float (resamples, n), how often each
+    photograph counts in each resample (`Evaluation.weights`). ax : another curve's, to draw over it.
+    """
+    alarms = np.linspace(0, 1, 201)
+
+    def curve(weights: np.ndarray) -> np.ndarray:
+        hits, others = _called(positive, scores, weights)
+        return np.stack([np.interp(alarms, f, s) for f, s in zip(others, hits, strict=True)])
+
+    return _banded(alarms, curve, weights, "1 − specificity", "sensitivity", label, ax)
+
+
+def precision_recall_curve(
+    positive: np.ndarray, scores: np.ndarray, weights: np.ndarray, label: str | None = None, ax: Axes | None = None
+) -> Axes:
+    """Precision against recall (sensitivity), with a pointwise 95 % band over resamples. Parameters as `roc_curve`."""
+    recalls = np.linspace(0.005, 1, 200)
+
+    def curve(weights: np.ndarray) -> np.ndarray:
+        hits, others = _called(positive, scores, weights)
+        sick, healthy = weights[:, positive].sum(axis=1), weights[:, ~positive].sum(axis=1)
+        found = []
+        for row in range(len(weights)):
+            first = np.minimum(np.searchsorted(hits[row], recalls - 1e-12), hits.shape[1] - 1)
+            true, false = hits[row, first] * sick[row], others[row, first] * healthy[row]
+            found.append(true / np.maximum(true + false, 1e-12))
+        return np.stack(found)
+
+    return _banded(recalls, curve, weights, "recall", "precision", label, ax)
+
+
+def reliability(
+    positive: np.ndarray,
+    probabilities: np.ndarray,
+    weights: np.ndarray,
+    label: str | None = None,
+    ax: Axes | None = None,
+    groups: int = 8,
+) -> Axes:
+    """A reliability diagram: the photographs in groups of equal size by their probability; for each group its mean
+    probability, and the share that is positive with its 95 % interval. On the dotted line the two agree.
+
+    Parameters as `roc_curve`; probabilities : float (n,), of being positive.
+    """
+    if ax is None:
+        _, ax = plt.subplots(figsize=(4.2, 4.0))
+        ax.plot([0, 1], [0, 1], ":", color="0.6")
+        ax.set(xlim=(0, 1), ylim=(0, 1), xlabel="stated probability", ylabel="share that is positive", aspect="equal")
+    stated, seen = [], []
+    for group in np.array_split(np.argsort(probabilities, kind="stable"), groups):
+        total = weights[:, group].sum(axis=1)
+        draws = np.full(len(weights), np.nan)
+        np.divide(weights[:, group] @ positive[group], total, out=draws, where=total > 0)
+        stated.append(probabilities[group].mean())
+        seen.append(interval(positive[group].mean(), draws))
+    (line,) = ax.plot(stated, [share.value for share in seen], "o-", markersize=4, label=label)
+    ax.vlines(stated, [s.low for s in seen], [s.high for s in seen], color=line.get_color(), alpha=0.6)
+    if label is not None:
+        ax.legend(loc="upper left")
+    return ax
+
+
+def _called(positive: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Shares of the positive and of the others that score at least so much, from none to all: (resamples, steps)."""
+    order = np.argsort(-scores, kind="stable")
+    ends = np.flatnonzero(np.r_[np.diff(scores[order]) != 0, True])  # tied photographs are called together
+    shares = []
+    for kind in (positive, ~positive):
+        counts = np.cumsum(weights[:, order] * kind[order], axis=1)
+        shares.append(np.pad(counts[:, ends] / np.maximum(counts[:, -1:], 1e-12), ((0, 0), (1, 0))))
+    return shares[0], shares[1]
+
+
+def _banded(x: np.ndarray, curve, weights: np.ndarray, xlabel: str, ylabel: str, label, ax: Axes | None) -> Axes:
+    """The curve of the photographs as they are, and the band of its resamples."""
+    if ax is None:
+        _, ax = plt.subplots(figsize=(4.2, 4.0))
+    (line,) = ax.plot(x, curve(np.ones((1, weights.shape[1])))[0], label=label)
+    low, high = np.percentile(curve(weights), [2.5, 97.5], axis=0)
+    ax.fill_between(x, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+    ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel=xlabel, ylabel=ylabel, aspect="equal")
+    if label is not None:
+        ax.legend(loc="lower right" if ylabel == "sensitivity" else "lower left")
+    return ax

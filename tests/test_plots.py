@@ -7,7 +7,8 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 from skinbook import plots
-from skinbook.evaluation import Interval
+from skinbook.evaluation import Evaluation, Interval, roc_auc, softmax
+from skinbook.keyed import uniform
 
 
 @pytest.fixture(autouse=True)
@@ -66,3 +67,59 @@ def test_the_palette_stays_apart_for_colour_blind_readers():
     """Okabe and Ito's colours differ in lightness too, so that they are told apart even in grey (but for the grey)."""
     grey = [np.dot(mpl.colors.to_rgb(colour), [0.299, 0.587, 0.114]) for colour in plots.PALETTE[:4]]
     assert len({round(value, 2) for value in grey}) == 4
+
+
+def judged(tied=False):
+    """Sixty lesions of two photographs each, and scores that know something about them."""
+    lesions = np.repeat(np.arange(60), 2)
+    positive = uniform("plots: positive", 60)[lesions] < 0.4
+    scores = uniform("plots: scores", 120) + 0.2 * positive
+    scores = scores.round(1) if tied else scores
+    chances = np.stack([1 - scores / 1.3, scores / 1.3], axis=1)
+    return positive, scores, Evaluation(positive, chances, lesions, ("nv", "mel"), resamples=200).weights
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_roc_curve_encloses_the_area_and_lies_in_its_band(tied):
+    positive, scores, weights = judged(tied)
+    ax = plots.roc_curve(positive, scores, weights, "model")
+    alarms, found = ax.lines[0].get_data()
+    area = roc_auc(positive, scores, np.ones((1, len(scores))))[0]
+    assert found.mean() == pytest.approx(area, abs=0.01)
+    assert found[-1] == 1
+    assert (np.diff(found) >= -1e-12).all()
+    band = ax.collections[0].get_paths()[0].vertices
+    inside = [band[np.isclose(band[:, 0], x), 1] for x in alarms[20:120:20]]
+    assert all(y.min() <= f <= y.max() and y.min() < y.max() for y, f in zip(inside, found[20:120:20], strict=True))
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("1 − specificity", "sensitivity")
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_precision_recall_curve_goes_through_the_counts(tied):
+    positive, scores, weights = judged(tied)
+    recalls, found = plots.precision_recall_curve(positive, scores, weights).lines[0].get_data()
+    assert found[-1] == pytest.approx(positive[scores >= scores[positive].min()].mean())
+    half = np.sort(scores[positive])[::-1][int(np.ceil(0.5 * positive.sum())) - 1]
+    assert found[np.isclose(recalls, 0.5)][0] == pytest.approx(positive[scores >= half].mean())
+
+
+def test_curves_can_share_axes():
+    positive, scores, weights = judged()
+    ax = plots.roc_curve(positive, scores, weights, "one")
+    assert plots.roc_curve(positive, -scores, weights, "other", ax) is ax
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["one", "other"]
+
+
+def test_reliability_puts_what_happened_against_what_was_stated():
+    positive, scores, weights = judged()
+    chances = softmax(np.stack([np.zeros(120), scores], axis=1))[:, 1]
+    ax = plots.reliability(positive, chances, weights, "model", groups=4)
+    stated, seen = ax.lines[1].get_data()  # the first is the diagonal
+    lowest = np.argsort(chances)[:30]
+    assert (stated[0], seen[0]) == (pytest.approx(chances[lowest].mean()), pytest.approx(positive[lowest].mean()))
+    assert len(stated) == 4
+    assert (np.diff(stated) > 0).all()
+    low, high = ax.collections[0].get_segments()[2][:, 1]
+    assert low < seen[2] < high
+    assert plots.reliability(positive, chances / 2, weights, "half", ax, groups=4) is ax
+    assert len(ax.lines) == 3
