@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
@@ -164,16 +164,10 @@ class Evaluation:
         if not np.isfinite(self.probabilities).all():
             raise SkinbookError("A probability is not a finite number; the model has probably diverged.")
 
-    @cached_property
+    @property
     def weights(self) -> np.ndarray:
-        """float64 (resamples, n): how often each photograph's lesion was drawn."""
-        names, lesion = np.unique(self.lesions, return_inverse=True)
-        if len(names) < 2:  # one lesion resampled is the same lesion again: no resample has anything to say
-            return np.zeros((self.resamples, len(self.labels)))
-        draws = integers(("bootstrap", self.seed), self.resamples * len(names), len(names))
-        draws = draws.reshape(self.resamples, len(names)) + np.arange(self.resamples)[:, None] * len(names)
-        counts = np.bincount(draws.ravel(), minlength=self.resamples * len(names)).reshape(self.resamples, len(names))
-        return counts[:, lesion].astype(np.float64)
+        """float64 (resamples, n): how often each photograph's lesion was drawn. Read-only, and shared by evaluations."""
+        return _resample_weights(tuple(self.lesions.tolist()), self.resamples, self.seed)
 
     def _function(self, metric: str, definition: str):
         if metric == "malignant ROC AUC":
@@ -232,6 +226,19 @@ class Evaluation:
             },
             index=pd.Index(self.classes, name="class"),
         )
+
+
+@lru_cache(maxsize=4)  # large, and the same for every model that is judged on the same photographs
+def _resample_weights(lesions: tuple, resamples: int, seed: int) -> np.ndarray:
+    names, lesion = np.unique(np.asarray(lesions), return_inverse=True)
+    if len(names) < 2:  # one lesion resampled is the same lesion again: no resample has anything to say
+        return np.zeros((resamples, len(lesions)))
+    draws = integers(("bootstrap", seed), resamples * len(names), len(names))
+    draws = draws.reshape(resamples, len(names)) + np.arange(resamples)[:, None] * len(names)
+    counts = np.bincount(draws.ravel(), minlength=resamples * len(names)).reshape(resamples, len(names))
+    weights = counts[:, lesion].astype(np.float64)
+    weights.flags.writeable = False
+    return weights
 
 
 def interval(value: float, draws: np.ndarray) -> Interval:
