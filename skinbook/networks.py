@@ -7,7 +7,9 @@ from timm's hub; which of them it was is kept in `Backbone.weights` and goes int
 
 from __future__ import annotations
 
+import functools
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from skinbook.config import SkinbookError, book_data, settings
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SCRATCH = "none (from scratch)"
+WITHOUT_HUB = ("mobilenet_v2",)  # torchvision's, whose weights online are pickles
 
 
 class Backbone(nn.Module):
@@ -108,13 +111,27 @@ def _load(name: str, weights: str) -> tuple[nn.Module, str, tuple[float, ...], t
     if weights not in ("none", "pretrained", "lab"):
         raise SkinbookError(f"weights is {weights!r}; expected none, pretrained or lab.")
     file = book_data("lab_backbone.safetensors") if weights == "lab" else local_weights(name)
-    if weights == "none" or (weights == "pretrained" and file is None and not _hub_reachable(name)):
+    absent = weights == "pretrained" and file is None and not _hub_reachable(name)
+    if absent:
+        _tell_of_scratch(name)
+    if weights == "none" or absent:
         return _create(name, pretrained=False), SCRATCH, IMAGENET_MEAN, IMAGENET_STD
     if file is None:
         model = _create(name, pretrained=True)
         known = model.pretrained_cfg
         return model, f"timm hub: {known['architecture']}.{known['tag']}", tuple(known["mean"]), tuple(known["std"])
     return _from_file(name, file)
+
+
+@functools.cache  # once for each network
+def _tell_of_scratch(name: str) -> None:
+    """Say on stderr that pretrained weights are not at hand, and what to do. (A Python warning would name a path.)"""
+    online = "" if name in WITHOUT_HUB else ", or go online and set HF_HUB_OFFLINE=0"
+    print(
+        f"No pretrained weights of {name} are at hand, so it learns from scratch: set SKINBOOK_WEIGHTS to a folder that "
+        f"holds {name}.safetensors{online}, and run this again.",
+        file=sys.stderr,
+    )
 
 
 def _from_file(name: str, file: Path) -> tuple[nn.Module, str, tuple[float, ...], tuple[float, ...]]:
@@ -174,11 +191,12 @@ def _create(name: str, pretrained: bool) -> Any:
 
 
 def _hub_reachable(name: str) -> bool:
-    """Whether to ask timm's hub: not when told to stay offline, and not when one short try fails.
+    """Whether to ask timm's hub: not when told to stay offline, not for a network it lacks, not when one short try fails.
 
     The hub's own client keeps trying for about half a minute; a reader without a network should not wait that long.
     """
-    if os.environ.get("HF_HUB_OFFLINE", "").strip().lower() in ("1", "true", "yes", "on"):
+    offline = os.environ.get("HF_HUB_OFFLINE", "").strip().lower() in ("1", "true", "yes", "on")
+    if offline or name in WITHOUT_HUB:
         return False
     import socket
 

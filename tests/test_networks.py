@@ -3,7 +3,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from skinbook import keyed
+from skinbook import keyed, networks
 from skinbook.batches import Batches
 from skinbook.config import SkinbookError
 from skinbook.networks import SCRATCH, Backbone, Classifier, frozen_features, parameters
@@ -46,8 +46,24 @@ def test_what_is_not_there_is_said():
         Backbone("test_resnet", "imagenet")
 
 
-def test_pretrained_without_network_and_file_is_from_scratch_and_says_so():
-    assert Backbone("test_resnet", "pretrained").weights == SCRATCH
+def test_pretrained_without_network_and_file_is_from_scratch_and_says_so(capsys):
+    networks._tell_of_scratch.cache_clear()
+    Backbone("test_resnet", "none")
+    assert capsys.readouterr().err == ""
+    for _ in range(2):
+        assert Backbone("test_resnet", "pretrained").weights == SCRATCH
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1, "said once for each network"
+    assert "No pretrained weights of test_resnet are at hand, so it learns from scratch" in told
+    assert "holds test_resnet.safetensors, or go online" in told
+
+
+def test_a_network_that_no_hub_holds_is_not_looked_for_there(monkeypatch, capsys):
+    networks._tell_of_scratch.cache_clear()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setattr("socket.create_connection", lambda *_, **__: pytest.fail("a hub was asked"))
+    assert Backbone("mobilenet_v2", "pretrained").weights == SCRATCH
+    assert "go online" not in capsys.readouterr().err
 
 
 def weights_file(folder, name="mobilenet_v2", **about):
