@@ -26,7 +26,7 @@ from urllib.parse import unquote, urlsplit
 import typer
 
 from skinbook.config import EDITIONS, SkinbookError
-from skinbook.pages import all_results, filled, front_results, published, references
+from skinbook.pages import all_results, filled, front_results, picture, published, references
 
 HOME = Path(__file__).resolve().parent.parent
 BADGES = ("<!-- badges -->", "<!-- /badges -->")
@@ -443,6 +443,13 @@ def refresh_command(names: Names = None) -> None:
 def generate_command() -> None:
     """Rewrite what is generated."""
     _tell(generate(checkout()))
+
+
+@app.command("picture")
+def picture_command() -> None:
+    """Draw the front page's picture anew."""
+    home = checkout()
+    _tell([picture(home / "chapters" / "_assets" / "diagnoses.jpg")], home)
 
 
 @app.command("repository")

@@ -10,6 +10,7 @@ from typing import Any
 
 from skinbook import chapter, ledger
 from skinbook.config import EDITIONS, SCALES, SkinbookError
+from skinbook.files import replaced
 
 RESULTS = re.compile(r"(<!-- results\s(.*?)-->\n)(.*?)(<!-- /results -->)", re.DOTALL)
 # Claims are drawn on one axis where they are shares or differences of shares; years and degrees have no place on it.
@@ -155,3 +156,34 @@ def _result_cells(found: Mapping[str, Any]) -> list[str]:
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+# One lesson-book lesion of each diagnosis: its key among the lab's examples, and a skin type.
+PORTRAITS = {
+    "nv": (2, 2),
+    "mel": (0, 3),
+    "bkl": (8, 1),
+    "bcc": (4, 4),
+    "ak": (1, 2),
+    "scc": (2, 1),
+    "vasc": (6, 5),
+    "df": (2, 4),
+}
+
+
+def picture(file: Path, side: int = 256) -> Path:
+    """Draw the front page's picture, the lab's eight diagnoses, and write it as JPEG; returns `file`."""
+    import matplotlib.pyplot as plt
+
+    from skinbook import plots
+    from skinbook.data.lab import render_example
+    from skinbook.diagnoses import CLASSES, DIAGNOSES
+
+    plots.use_style()
+    drawn = [render_example(dx, PORTRAITS[dx][0], side, PORTRAITS[dx][1]).image for dx in CLASSES["lab"]]
+    figure = plots.gallery(drawn, [DIAGNOSES[dx].name for dx in CLASSES["lab"]], columns=4)
+    figure.set_size_inches(8, 4.5)
+    with replaced(file) as partial:
+        figure.savefig(partial, format="jpeg", dpi=140, pil_kwargs={"quality": 88})
+    plt.close(figure)
+    return file

@@ -394,3 +394,16 @@ def test_published_numbers_name_their_protocol_and_source():
     for line in text.splitlines():
         assert all(cell.strip() for cell in line.strip("|").split(" | ")), line
     assert text in (HOME / "chapters" / "results.md").read_text(encoding="utf-8")
+
+
+def test_the_picture_on_the_front_page_is_what_the_lab_draws(tmp_path):
+    import numpy as np
+    from PIL import Image
+
+    drawn, kept = (
+        np.asarray(Image.open(file), dtype=float)
+        for file in (pages.picture(tmp_path / "d.jpg"), HOME / "chapters" / "_assets" / "diagnoses.jpg")
+    )
+    assert drawn.shape == kept.shape
+    assert np.abs(drawn - kept).mean() < 2, "`skinbook book picture` draws it anew"
+    assert np.abs(drawn - np.roll(kept, kept.shape[1] // 4, axis=1)).mean() > 10, "other lesions would be seen"
