@@ -32,7 +32,7 @@ HOME = Path(__file__).resolve().parent.parent
 BADGES = ("<!-- badges -->", "<!-- /badges -->")
 # A Markdown link to a page of the book, short (`glossary.md#token`) or in full.
 PAGE_LINK = re.compile(
-    r"\]\((?:https://github\.com/[\w.-]+/[\w.-]+/blob/main/chapters/)?((?:index|datasets|results|glossary|references|\d\d_\w+)\.(?:md|ipynb))(#[\w-]+)?\)"
+    r"\]\((?:https://github\.com/[\w.-]+/[\w.-]+/blob/main/chapters/)?((?:index|datasets|results|limits|glossary|references|\d\d_\w+)\.(?:md|ipynb))(#[\w-]+)?\)"
 )
 
 
