@@ -374,9 +374,11 @@ def _foreign(address: str) -> bool:
 def generated(home: Path = HOME) -> dict[Path, str]:
     """What every generated file should hold now: references, results, and the chapters' badges and links."""
     pages, readme, results = home / "chapters", home / "README.md", home / "chapters" / "results.md"
+    index = pages / "index.md"
     wanted = {
         pages / "references.md": references(pages / "references.bib"),
         readme: filled(text := readme.read_text(encoding="utf-8"), front_results(text)),
+        index: filled(text := index.read_text(encoding="utf-8"), front_results(text, "")),
         results: filled(
             filled(results.read_text(encoding="utf-8"), all_results()),
             published(home / "data" / "published.toml"),

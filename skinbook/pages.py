@@ -70,10 +70,14 @@ def filled(text: str, block: str, name: str = "results") -> str:
     return marked.sub(lambda m: f"{m[1]}\n{block}\n\n{m[4]}", text, count=1)
 
 
-def front_results(text: str) -> str:
-    """The results that the README shows, as Markdown, from the ledger.
+def front_results(text: str, pages: str = "chapters/") -> str:
+    """The results that the README and the front page show, as Markdown, from the ledger.
 
     Its marker names them, a line each: `chapter: name of the result`, and then perhaps ` => what the reader is told`.
+
+    Parameters
+    ----------
+    text : the page. pages : where the chapters lie, as seen from it.
 
     Raises
     ------
@@ -90,15 +94,15 @@ def front_results(text: str) -> str:
         found = {**held["reports"], **held["claims"]}
         if wanted not in found:
             raise SkinbookError(
-                f"README.md shows {wanted!r} of {name}, which the ledger does not hold: mend its marker."
+                f"The README or the front page shows {wanted!r} of {name}, which the ledger does not hold: mend its marker."
             )
-        rows.append([f"[{name[:2]}](chapters/{name}.ipynb)", told or wanted, *_result_cells(found[wanted])])
+        rows.append([f"[{name[:2]}]({pages}{name}.ipynb)", told or wanted, *_result_cells(found[wanted])])
         dates.add(held["provenance"]["date"])
     if not rows:
         return "Nothing is recorded yet."
     table = _table(["Chapter", "On HAM10000", "Measured", "95 % interval", "Seeds"], rows)
     when = f"Recorded {' and '.join(sorted(dates))} at quick scale."
-    return f"{table}\n\n{when} [All results](chapters/results.md), and where they come from."
+    return f"{table}\n\n{when} [All results]({pages}results.md), and where they come from."
 
 
 def all_results() -> str:
