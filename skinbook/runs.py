@@ -290,23 +290,25 @@ def spread(
     """
     _recordable(home)
     _enough(seeds, "The number of seeds", ledger.LEAST_SEEDS)
+    cores = os.cpu_count() or 1
     for notebook in _in_turn(names, edition, scale, home, tell):
-        done = [
-            fragment(
-                notebook,
-                built(home) / "spread",
-                {
+        done: list[dict[str, Any]] = []
+        for count in threads:
+
+            def one(seed: int, count: int = count, notebook: Path = notebook) -> dict[str, Any]:
+                known_by = {
                     "SKINBOOK_EDITION": edition,
                     "SKINBOOK_SCALE": scale,
                     "SKINBOOK_SEED": str(seed),
-                    "SKINBOOK_THREADS": str(_enough(count, "The number of threads")),
-                },
-                resume,
-                tell,
-            )
-            for seed in range(seeds)
-            for count in threads
-        ]
+                    "SKINBOOK_THREADS": str(count),
+                }
+                return fragment(
+                    notebook, built(home) / "spread", known_by, resume, tell, {"OMP_NUM_THREADS": str(count)}
+                )
+
+            # As many at a time as have their cores to themselves.
+            with ThreadPoolExecutor(max(1, cores // _enough(count, "The number of threads"))) as pool:
+                done += pool.map(one, range(seeds))
         _write_tolerances(done, edition, scale, notebook.stem, tell)
 
 
