@@ -180,9 +180,9 @@ def _train_mode(network: nn.Module) -> None:
 
 
 def _named(loss: Callable) -> list:
-    """What tells one loss from another in a checkpoint: its name and its weights."""
-    weight = getattr(loss, "weight", None)
-    return [getattr(loss, "__qualname__", type(loss).__qualname__), None if weight is None else weight.tolist()]
+    """What tells one loss from another in a checkpoint: its name, and what it holds, such as class weights."""
+    held = loss.buffers() if isinstance(loss, nn.Module) else ()
+    return [getattr(loss, "__qualname__", type(loss).__qualname__), *(value.tolist() for value in held)]
 
 
 def cosine(progress: float, warmup: float) -> float:

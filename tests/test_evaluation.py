@@ -50,6 +50,16 @@ def test_a_resample_is_what_it_says_lesions_drawn_with_their_photographs():
         assert e.resampled("malignant ROC AUC")[r] == pytest.approx(expected, abs=1e-9)
 
 
+def test_models_on_the_same_photographs_share_resamples_that_nobody_can_change():
+    labels, p, lesions = predictions()
+    e = Evaluation(labels, p, lesions, CLASSES, resamples=5)
+    assert e.weights is Evaluation(labels, p[::-1], lesions.copy(), CLASSES, resamples=5).weights
+    assert (e.weights != Evaluation(labels, p, lesions, CLASSES, resamples=5, seed=1).weights).any()
+    assert e.weights.shape != Evaluation(labels, p, lesions[::-1], CLASSES, resamples=6).weights.shape
+    with pytest.raises(ValueError, match="read-only"):
+        e.weights[0, 0] = 7
+
+
 def test_the_interval_over_lesions_is_wider_than_one_over_photographs():
     """Ten identical photographs of every lesion add no information, and the interval must not shrink for them."""
     labels, p, _ = predictions(count=100)

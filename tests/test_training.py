@@ -7,7 +7,7 @@ from skinbook import keyed
 from skinbook.augment import Augment
 from skinbook.batches import Batches
 from skinbook.config import SkinbookError
-from skinbook.losses import class_weights
+from skinbook.losses import LogitAdjusted, class_weights
 from skinbook.training import cosine, fit, predict
 
 
@@ -164,6 +164,13 @@ def test_other_labels_or_another_loss_are_another_run(tmp_path):
     weighted = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 3.0]))
     with pytest.raises(SkinbookError, match="another run"):
         fit(a_network(), TRAIN, epochs=1, checkpoint=file, loss=weighted, **QUIET)
+
+
+def test_another_adjustment_is_another_run(tmp_path):
+    file, prior = tmp_path / "run.safetensors", torch.tensor([0.8, 0.1, 0.1]).log()
+    fit(a_network(), TRAIN, epochs=1, checkpoint=file, loss=LogitAdjusted(prior), **QUIET)
+    with pytest.raises(SkinbookError, match="another run"):
+        fit(a_network(), TRAIN, epochs=1, checkpoint=file, loss=LogitAdjusted(prior, 0.5), **QUIET)
 
 
 def test_a_network_trained_in_mixed_precision_predicts_in_full():
