@@ -9,9 +9,10 @@ import jupytext
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
+
 from skinbook import losses
 from skinbook.config import SkinbookError
-from torch.nn.functional import cross_entropy
 
 CHAPTERS = Path(__file__).parent.parent / "chapters"
 
@@ -26,12 +27,10 @@ def tree(source):
 
 
 def shown(chapter, name):
-    """The source of a class or function as a chapter's cells show it."""
+    """The source of a class as a chapter's cells show it."""
     for cell in jupytext.read(CHAPTERS / chapter).cells:
-        if cell.cell_type == "code" and f" {name}(" in cell.source and not cell.source.lstrip().startswith("%"):
-            for node in ast.parse("\n".join(x for x in cell.source.split("\n") if not x.lstrip().startswith("%"))).body:
-                if getattr(node, "name", None) == name:
-                    return ast.unparse(node)
+        if cell.cell_type == "code" and f"class {name}(" in cell.source:
+            return next(ast.unparse(n) for n in ast.parse(cell.source).body if getattr(n, "name", None) == name)
     raise AssertionError(f"{chapter} shows no {name}")
 
 
