@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,9 @@ from skinbook.files import replaced
 from skinbook.progress import bar
 
 Tell = Callable[[str], None]
+# Runs side by side hash sources; CPython 3.11 fails now and then when two threads parse at once (SystemError, "AST
+# constructor recursion depth mismatch").
+PARSING = threading.Lock()
 FACTS_CELL = "from skinbook import chapter as _chapter\n\n_chapter.facts()"
 
 
@@ -139,12 +143,12 @@ def fragment(
 
     name = notebook.stem
     edition, scale = environment["SKINBOOK_EDITION"], environment["SKINBOOK_SCALE"]
-    code = code_of(notebook, edition, scale)
+    with PARSING:
+        code, package = code_of(notebook, edition, scale), ledger.package_hash()
     run = {key.removeprefix("SKINBOOK_").lower(): int(v) for key, v in environment.items() if v.isdigit()}
     label = f"{name} on {edition}-{scale}, " + ", ".join(f"{key} {value}" for key, value in run.items())
     stem = "-".join(f"{key}-{value}" for key, value in run.items())
     kept = folder / f"{edition}-{scale}" / name / f"{stem}-{code}.json"
-    package = ledger.package_hash()
     if resume and kept.is_file():
         found = json.loads(kept.read_text(encoding="utf-8"))
         other = " (made by another version of the package: without --resume it is run anew)"
