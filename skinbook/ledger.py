@@ -42,7 +42,8 @@ ABOUT_RESULTS = (
 ABOUT_TOLERANCES = (
     f"Written by `skinbook spread`, or by `skinbook run --record`, with at least {LEAST_SEEDS} seeds. A tolerance is "
     "half the width of the 99 % prediction interval of one further seed (a seed's value is the mean over its numbers of "
-    "threads), and the largest difference between numbers of threads; a value that never moved has tolerance 0."
+    "threads), and the largest difference between numbers of threads. Where the value never moved, it is that of its interval; "
+    "a report of which nothing moved has tolerance 0."
 )
 
 
@@ -333,7 +334,8 @@ def tolerances(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     The tolerance is t(0.995, n-1) · sd · √(1 + 1/n), half the width of the 99 % prediction interval of one further seed
     (for instance Hahn and Meeker, "Statistical Intervals", 1991, section 4.7), and the largest difference within a seed.
     Numbers of threads are no independent runs: a seed's value is the mean over its own, and n counts the seeds. The
-    tolerance is 0 where all runs gave one value, or where fewer than three seeds gave any.
+    tolerance is 0 where all runs gave one value and one interval, or where fewer than three seeds gave any; where the value
+    stayed and its interval moved, the tolerance is that of the end that moved more.
 
     Raises
     ------
@@ -348,8 +350,8 @@ def tolerances(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             f"{len(set(seeds))} seeds cannot measure a tolerance; expected at least {LEAST_SEEDS}: ask for more seeds."
         )
 
-    def spread(name: str) -> dict[str, Any]:
-        values = [run["reports"].get(name, {}).get("value") for run in runs]
+    def moved(name: str, part: str) -> dict[str, Any]:
+        values = [run["reports"].get(name, {}).get(part) for run in runs]
         numbers = [(seed, value) for seed, value in zip(seeds, values, strict=True) if value is not None]
         of_seed = [[value for seed, value in numbers if seed == one] for one in dict(numbers)]
         n, sd, threads, tolerance = len(of_seed), 0.0, 0.0, 0.0
@@ -359,6 +361,14 @@ def tolerances(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             tolerance = sd * float(stats.t.ppf(0.995, n - 1)) * math.sqrt(1 + 1 / n) + threads
         rounded = {"tolerance": tolerance, "sd": sd, "threads": threads}
         return {key: float(f"{size:.3g}") for key, size in rounded.items()} | {"n": n, "values": values}
+
+    def spread(name: str) -> dict[str, Any]:
+        found = moved(name, "value")
+        if found["tolerance"] == 0:
+            # A share of few photographs can come out the same by chance; then the ends of its interval tell.
+            ends = max((moved(name, end) for end in ("low", "high")), key=lambda end: end["tolerance"])
+            found |= {key: ends[key] for key in ("tolerance", "sd", "threads") if ends["tolerance"] > 0}
+        return found
 
     def verdicts(sentence: str) -> dict[str, Any]:
         seen = [run["claims"].get(sentence, {}).get("verdict") for run in runs]

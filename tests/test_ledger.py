@@ -248,3 +248,11 @@ def test_the_stored_pages_of_the_chapters_are_the_ledgers(notebook):
 def test_the_ledger_in_git_comes_from_the_chapters_in_git():
     # Tolerances may be older: `skinbook ledger status` lists those, and nothing is wrong on a page.
     assert runs.status(kinds=["results"]) == []
+
+
+def test_a_value_that_stayed_by_chance_is_as_loose_as_its_interval():
+    stayed = [told(seed, 0.9, 0.80 + seed / 100, 0.95) for seed in range(3)]
+    assert ledger.tolerances(stayed)["reports"]["AUC"]["tolerance"] > 0.01
+    assert ledger.tolerances(stayed)["reports"]["photographs"]["tolerance"] == 0
+    exact = [told(seed, 0.9, 0.80, 0.95) for seed in range(3)]
+    assert ledger.tolerances(exact)["reports"]["AUC"]["tolerance"] == 0
