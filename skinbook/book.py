@@ -26,7 +26,7 @@ from urllib.parse import unquote, urlsplit
 import typer
 
 from skinbook.config import EDITIONS, SkinbookError
-from skinbook.pages import all_results, filled, front_results, picture, published, references
+from skinbook.pages import all_results, filled, picture, published, references, with_results
 
 HOME = Path(__file__).resolve().parent.parent
 BADGES = ("<!-- badges -->", "<!-- /badges -->")
@@ -374,11 +374,11 @@ def _foreign(address: str) -> bool:
 def generated(home: Path = HOME) -> dict[Path, str]:
     """What every generated file should hold now: references, results, and the chapters' badges and links."""
     pages, readme, results = home / "chapters", home / "README.md", home / "chapters" / "results.md"
-    index = pages / "index.md"
+    shown = [pages / "index.md", pages / "model_card.md"]
     wanted = {
         pages / "references.md": references(pages / "references.bib"),
-        readme: filled(text := readme.read_text(encoding="utf-8"), front_results(text)),
-        index: filled(text := index.read_text(encoding="utf-8"), front_results(text, "")),
+        readme: with_results(readme.read_text(encoding="utf-8")),
+        **{page: with_results(page.read_text(encoding="utf-8"), "") for page in shown},
         results: filled(
             filled(results.read_text(encoding="utf-8"), all_results()),
             published(home / "data" / "published.toml"),

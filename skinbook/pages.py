@@ -70,23 +70,26 @@ def filled(text: str, block: str, name: str = "results") -> str:
     return marked.sub(lambda m: f"{m[1]}\n{block}\n\n{m[4]}", text, count=1)
 
 
-def front_results(text: str, pages: str = "chapters/") -> str:
-    """The results that the README and the front page show, as Markdown, from the ledger.
+def with_results(text: str, pages: str = "chapters/") -> str:
+    """A page with the results that it names, from the ledger, in place of what stands between its markers.
 
-    Its marker names them, a line each: `chapter: name of the result`, and then perhaps ` => what the reader is told`.
+    A marker names them, a line each: `chapter: name of the result`, and then perhaps ` => what the reader is told`.
 
     Parameters
     ----------
-    text : the page. pages : where the chapters lie, as seen from it.
+    text : the page; it may have several markers. pages : where the chapters lie, as seen from it.
 
     Raises
     ------
     SkinbookError
         If a named result is not in the ledger, although its chapter is.
     """
+    return RESULTS.sub(lambda m: f"{m[1]}\n{_named_results(m[2], pages)}\n\n{m[4]}", text)
+
+
+def _named_results(wanted_lines: str, pages: str) -> str:
     rows, dates = [], set()
-    marker = RESULTS.search(text)
-    for line in marker[2].splitlines() if marker else ():
+    for line in wanted_lines.splitlines():
         name, _, rest = (part.strip() for part in line.partition(":"))
         wanted, _, told = (part.strip() for part in rest.partition("=>"))
         if not (held := ledger.read("results", "ham10000", "quick", name)):
@@ -94,7 +97,7 @@ def front_results(text: str, pages: str = "chapters/") -> str:
         found = {**held["reports"], **held["claims"]}
         if wanted not in found:
             raise SkinbookError(
-                f"The README or the front page shows {wanted!r} of {name}, which the ledger does not hold: mend its marker."
+                f"A page shows {wanted!r} of {name}, which the ledger does not hold: mend its marker (`<!-- results`)."
             )
         rows.append([f"[{name[:2]}]({pages}{name}.ipynb)", told or wanted, *_result_cells(found[wanted])])
         dates.add(held["provenance"]["date"])

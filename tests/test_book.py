@@ -337,22 +337,23 @@ def test_the_front_page_shows_the_named_results_of_the_ledger(monkeypatch):
     from skinbook import ledger
 
     monkeypatch.setattr(ledger, "read", held)
-    page = pages.filled(FRONT, pages.front_results(FRONT))
+    page = pages.with_results(FRONT)
     link = "[03](chapters/03_cnn_lstm.ipynb)"
     assert f"| {link} | balanced accuracy | 0.71 | 0.68 to 0.75 | 2 |\n" in page
     assert f"| {link} | a \\| b | holds 0.05 | 0.01 to 0.09 | 1 |\n" in page
     assert page.startswith("before\n<!-- results\n03_cnn_lstm: balanced")
     assert page.endswith("<!-- /results -->\nafter")
     assert "stale" not in page
-    assert pages.filled(page, pages.front_results(page)) == page
+    assert pages.with_results(page) == page
+    assert pages.with_results(FRONT * 2) == page * 2
     with pytest.raises(SkinbookError, match="'balanced acc' of 03_cnn_lstm, which the ledger does not hold"):
-        pages.front_results(FRONT.replace("balanced accuracy", "balanced acc"))
+        pages.with_results(FRONT.replace("balanced accuracy", "balanced acc"))
 
 
 def test_a_front_page_with_a_number_typed_by_hand_is_stale():
     page = (HOME / "README.md").read_text(encoding="utf-8")
     typed = page.replace("<!-- /results -->", "Our model reaches 99 %.\n<!-- /results -->")
-    assert pages.filled(typed, pages.front_results(typed)) == page
+    assert pages.with_results(typed) == page
 
 
 def test_the_page_of_results_shows_the_whole_ledger(monkeypatch):
