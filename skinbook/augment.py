@@ -1,6 +1,6 @@
 """Augmentation: every photograph its own turn, zoom, flip and light, a whole batch at a time, on the device.
 
-One affine grid and one colour matrix a batch do all of it. The draws are keyed by (seed, epoch, photograph), so a
+One affine grid and one colour matrix a batch do nearly all of it. The draws are keyed by (seed, epoch, photograph), so a
 resumed run sees what an undisturbed one would have seen. Masks take the same grid.
 """
 
@@ -14,7 +14,8 @@ import torch.nn.functional as F
 
 from skinbook.keyed import uniform
 
-DRAWS = 10
+PLACE_AND_COLOUR = 10  # draws a photograph for its turn, zoom, flips, shift and colours
+DRAWS = PLACE_AND_COLOUR + 2  # and for the place of the cutout
 GREY = torch.tensor([0.299, 0.587, 0.114])  # luma of ITU-R BT.601
 TO_YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
 FROM_YIQ = torch.linalg.inv(TO_YIQ.double()).float()
@@ -27,6 +28,8 @@ class Augment:
     flip : mirror left-right and up-down, each with probability one half.
     rotate : degrees either way. zoom : (least, most) magnification. shift : share of the width either way.
     brightness, contrast, saturation : relative change either way. hue : share of the colour circle either way.
+    cutout : side, as a share of the width, of one square that is painted with the mean colour, its centre anywhere in
+        the photograph (DeVries and Taylor 2017, arXiv 1708.04552); masks stay whole.
     What comes from outside the frame is the photograph mirrored at its edge.
     """
 
@@ -38,12 +41,15 @@ class Augment:
     contrast: float = 0.0
     saturation: float = 0.0
     hue: float = 0.0
+    cutout: float = 0.0
 
 
 def draws(seed: int, epoch: int, images: np.ndarray) -> torch.Tensor:
     """Uniform draws in [0, 1), float32 (n, DRAWS), one row for each image number."""
-    counters = np.asarray(images, dtype=np.int64)[:, None] * DRAWS + np.arange(DRAWS)
-    return torch.from_numpy(uniform(("augment", seed, epoch), counters).astype(np.float32))
+    images = np.asarray(images, dtype=np.int64)[:, None]
+    kinds = (("augment", PLACE_AND_COLOUR), ("cutout", DRAWS - PLACE_AND_COLOUR))  # keyed apart: neither moves the other
+    found = [uniform((kind, seed, epoch), images * count + np.arange(count)) for kind, count in kinds]
+    return torch.from_numpy(np.concatenate(found, axis=1).astype(np.float32))
 
 
 def affine(augment: Augment, u: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -74,6 +80,13 @@ def colour(augment: Augment, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tenso
     s = saturation[:, None, None]
     matrix = (brightness * contrast)[:, None, None] * (hue @ (s * torch.eye(3, device=u.device) + (1 - s) * grey))
     return matrix, (0.5 * (1 - contrast))[:, None, None].expand(-1, 3, 1)
+
+
+def inside_cutout(augment: Augment, u: torch.Tensor, size: int) -> torch.Tensor:
+    """Which pixels of each photograph its square covers, bool (n, 1, size, size)."""
+    middles = (torch.arange(size, device=u.device) + 0.5) / size
+    near = (middles - u[:, PLACE_AND_COLOUR:, None]).abs() < augment.cutout / 2  # (n, 2, size): across, down
+    return (near[:, 1, :, None] & near[:, 0, None, :])[:, None]
 
 
 def augmented(
@@ -110,4 +123,7 @@ def augmented(
     matrix, offset = colour(change, u)
     scale = 1 / std[:, None]
     images = torch.baddbmm((offset - mean[:, None]) * scale, matrix * (scale / 255), images.flatten(2))
-    return images.view(n, 3, size, size), held
+    images = images.view(n, 3, size, size)
+    if change.cutout:
+        images = images.masked_fill(inside_cutout(change, u, size), 0.0)  # the mean colour, once normalised
+    return images, held

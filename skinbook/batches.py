@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,9 +20,10 @@ RESIDENT_BYTES = 2**30  # a set below this moves to an accelerator whole
 
 @dataclass
 class Batch:
-    """inputs : float32 (n, 3, size, size), or (n, …) for cached features. labels : int64 (n,). rows : int64 (n,)."""
+    """inputs : float32 (n, 3, size, size), or (n, …) for cached features; a pair where there is a second input.
+    labels : int64 (n,). rows : int64 (n,)."""
 
-    inputs: torch.Tensor
+    inputs: Any
     labels: torch.Tensor
     rows: np.ndarray
     masks: torch.Tensor | None = None
@@ -38,6 +40,7 @@ class Batches:
     size : side of the square that the network sees; the array's own height where None.
     augment : None leaves the photographs as they are. shuffle : a new order every epoch.
     mean, std : the network's normalisation of RGB in [0, 1]. masks : uint8 (n, height, width) of 0 and 1.
+    beside : float32 (n, …), a second input for every row of `pixels`, such as metadata: `Batch.inputs` is then a pair.
     """
 
     pixels: np.ndarray
@@ -52,6 +55,7 @@ class Batches:
     masks: np.ndarray | None = None
     seed: int = 0
     device: str = "cpu"
+    beside: np.ndarray | None = None
     _resident: torch.Tensor | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -61,6 +65,8 @@ class Batches:
             raise SkinbookError("There are no photographs to make batches of: the list of rows is empty.")
         if len(self.labels) != len(self.pixels):
             raise SkinbookError(f"{len(self.pixels)} photographs need as many labels; got {len(self.labels)}.")
+        if self.beside is not None and len(self.beside) != len(self.pixels):
+            raise SkinbookError(f"{len(self.pixels)} photographs need as many second inputs; got {len(self.beside)}.")
         # A row that comes several times (an oversampled copy) is augmented anew each time.
         self._copies = pd.Series(self.rows).groupby(self.rows).cumcount().to_numpy()
         self._mean = torch.tensor(self.mean, device=self.device)
@@ -85,6 +91,7 @@ class Batches:
         digest = hashlib.blake2b(
             sample.tobytes() + self.rows.tobytes() + self.labels[self.rows].tobytes(), digest_size=8
         )
+        second = [] if self.beside is None else [hashlib.blake2b(self.beside[self.rows].tobytes()).hexdigest()[:16]]
         options = [
             self.batch_size,
             self.size,
@@ -94,7 +101,7 @@ class Batches:
             list(self.std),
             self.seed,
         ]
-        return [digest.hexdigest(), *options]
+        return [digest.hexdigest(), *options, *second]
 
     def epoch(self, epoch: int = 0, share: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
         """The batches of an epoch. share : (which, of how many) processes; each takes its part of every batch."""
@@ -111,9 +118,15 @@ class Batches:
             taken = torch.from_numpy(self.pixels[rows]).to(self.device)
         labels = torch.from_numpy(self.labels[rows]).to(self.device)
         if taken.dtype != torch.uint8:
-            return Batch(taken.float(), labels, rows)
+            return Batch(self._with_second(taken.float(), rows), labels, rows)
         masks = None if self.masks is None else torch.from_numpy(self.masks[rows]).to(self.device)
         u = None if self.augment is None else draws(self.seed, epoch, rows + copies * len(self.pixels)).to(self.device)
         size = self.size or taken.shape[1]
         images, masks = augmented(taken, self.augment, u, size, self._mean, self._std, masks)
-        return Batch(images, labels, rows, masks)
+        return Batch(self._with_second(images, rows), labels, rows, masks)
+
+    def _with_second(self, first: torch.Tensor, rows: np.ndarray) -> Any:
+        """The inputs of a batch: the first alone, or the pair."""
+        if self.beside is None:
+            return first
+        return first, torch.from_numpy(self.beside[rows]).to(self.device).float()

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from skinbook import keyed
-from skinbook.augment import DRAWS, Augment, augmented, draws
+from skinbook.augment import DRAWS, PLACE_AND_COLOUR, Augment, augmented, draws
 
 ZERO, ONE = torch.zeros(3), torch.ones(3)
 
@@ -102,3 +102,29 @@ def test_every_photograph_has_its_own_draw_whatever_its_company():
     alone, _ = out(pixels[:1], strong, draws(0, 0, np.array([4])))
     assert torch.allclose(together[4], alone[0], atol=1e-6)
     assert not torch.equal(draws(0, 1, np.arange(6)), draws(0, 0, np.arange(6)))
+
+
+def test_a_cutout_hides_one_square_and_nothing_else():
+    """Its centre is where the draws say, it may stick out, it has the mean colour, and the mask stays whole."""
+    pixels, mean = photographs(2), torch.tensor([0.4, 0.5, 0.6])
+    u = torch.full((2, DRAWS), 0.5)
+    u[0, PLACE_AND_COLOUR:] = torch.tensor([0.5, 0.25])  # across, down
+    u[1, PLACE_AND_COLOUR:] = torch.tensor([1.0, 0.0])  # a corner: a quarter of the square lies inside
+    masks = torch.ones(2, 32, 32, dtype=torch.uint8)
+    hidden, held = augmented(pixels, Augment(cutout=0.25), u, 32, mean, ONE, masks)
+    whole, _ = augmented(pixels, Augment(), u, 32, mean, ONE)
+    expected = torch.zeros(2, 32, 32, dtype=torch.bool)
+    expected[0, 4:12, 12:20] = True
+    expected[1, :4, 28:] = True
+    assert torch.equal((hidden == 0).all(1), expected)
+    assert torch.equal(hidden[~expected[:, None].expand_as(hidden)], whole[~expected[:, None].expand_as(whole)])
+    assert held.min() == 1
+
+
+def test_a_cutout_lies_elsewhere_in_every_photograph_and_epoch_and_moves_no_other_draw():
+    first, second = draws(0, 0, np.arange(6)), draws(0, 1, np.arange(6))
+    assert len(torch.unique(first[:, PLACE_AND_COLOUR:])) == 12
+    assert not torch.equal(first[:, PLACE_AND_COLOUR:], second[:, PLACE_AND_COLOUR:])
+    counters = np.arange(6)[:, None] * PLACE_AND_COLOUR + np.arange(PLACE_AND_COLOUR)
+    alone = keyed.uniform(("augment", 0, 0), counters).astype(np.float32)
+    assert np.array_equal(first[:, :PLACE_AND_COLOUR].numpy(), alone)

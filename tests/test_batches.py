@@ -64,3 +64,22 @@ def test_copies_of_a_row_are_augmented_each_in_its_own_way():
     assert not torch.equal(copied.inputs[1], copied.inputs[2])
     (single,) = Batches(pixels, np.zeros(4), [1], augment=change).epoch()
     assert torch.equal(single.inputs[0], copied.inputs[0])
+
+
+def test_a_second_input_goes_with_its_row():
+    beside = np.arange(103, dtype=np.float32)[:, None] * [1, 10]
+    for batch in batches(shuffle=True, augment=Augment(flip=True), beside=beside).epoch():
+        photographs, second = batch.inputs
+        assert photographs.shape == (len(batch.rows), 3, 8, 8)
+        assert second.dtype == torch.float32
+        assert second[:, 1].tolist() == (batch.rows * 10).tolist()
+    features = Batches(np.ones((103, 4), np.float32), np.zeros(103), np.arange(3), beside=beside)
+    assert next(features.epoch()).inputs[1][:, 0].tolist() == [0, 1, 2]
+
+
+def test_a_second_input_counts_in_a_checkpoint_and_must_have_every_row():
+    beside = np.zeros((103, 2), np.float32)
+    assert batches(beside=beside).identity() != batches(beside=beside + 1).identity()
+    assert batches(beside=beside).identity() != batches().identity()
+    with pytest.raises(SkinbookError, match="103 photographs need as many second inputs; got 100"):
+        batches(beside=beside[3:])
