@@ -14,7 +14,7 @@ REQUIREMENTS := --constraint constraints.txt --editable '.[book,test,lint]'
 BOOK := $(BIN)/skinbook book
 
 .DEFAULT_GOAL := help
-.PHONY: help environment book test lint format pair refresh refresh-ledger generate repository spread clean
+.PHONY: help environment book test lint format pair refresh refresh-ledger generate repository spread bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1|/' | awk -F'|' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -65,6 +65,9 @@ repository: $(STAMP) ## set the public address everywhere: make repository URL=h
 
 spread: $(STAMP) ## measure the spread over seeds and threads that the tolerances come from
 	$(BIN)/skinbook spread $(CHAPTERS)
+
+bench: $(STAMP) ## how fast training is here, beside the usual loader, timm's, and the limit (saved in _build/bench.json)
+	$(BIN)/skinbook bench $(BENCH)
 
 clean: ## remove what was built (the environment stays; rm -rf .venv removes it)
 	rm -rf _build dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

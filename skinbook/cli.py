@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -18,6 +19,8 @@ Run a chapter:  skinbook run 03  (the generated lesions of the lab; minutes on a
 Run it on real lesions:  skinbook run 03 --edition ham10000 --seeds 3 --resume
 
 Keep what it found:  add --record, then look with  skinbook ledger status
+
+See how fast it is here:  skinbook bench
 
 In a checkout,  make book  builds the pages and  make test  checks every chapter.
 
@@ -86,6 +89,44 @@ def spread_command(
         raise SkinbookError(f"--threads is {threads!r}; expected whole numbers separated by commas, such as 1,2.")
     counts = [int(count) for count in threads.split(",")]
     runs.spread(chapters or (), *_dials(edition, scale), seeds, counts, resume, tell=_tell)
+
+
+@app.command("bench")
+def bench_command(
+    sources: Annotated[str, typer.Option(help="Photographs: lab, ham10000, separated by commas.")] = "lab",
+    sides: Annotated[str, typer.Option(help="Sides in pixels, separated by commas.")] = "64,128,224",
+    networks: Annotated[str, typer.Option(help="Networks by timm's names, separated by commas.")] = (
+        "test_resnet,mobilenetv3_small_050,resnet18,resnet50"
+    ),
+    precisions: Annotated[str, typer.Option(help="fp32, bf16, separated by commas.")] = "fp32",
+    device: Annotated[str, typer.Option(help="cpu or cuda; the accelerator where there is one.")] = "",
+    seconds: Annotated[float, typer.Option(help="About how long one measurement lasts.")] = 8.0,
+    repeats: Annotated[int, typer.Option(help="Measurements of each way; their median counts.")] = 3,
+    to: Annotated[Path, typer.Option(help="Where the results are saved, as JSON.")] = Path("_build/bench.json"),
+) -> None:
+    """Measure how fast training is, beside the usual loader, timm's loader, and the limit that the network sets."""
+    from skinbook import bench, chapter
+
+    numbers = [side.strip() for side in sides.split(",")]
+    if not all(side.isdigit() and int(side) >= 16 for side in numbers):
+        raise SkinbookError(
+            f"--sides is {sides!r}; expected whole numbers from 16, separated by commas, such as 64,128."
+        )
+    listed = [[part.strip() for part in text.split(",")] for text in (sources, networks, precisions)]
+    wanted = bench.cases(listed[0], [int(side) for side in numbers], listed[1], listed[2], device or chapter.device())
+    found = {"machine": bench.machine(), "training": bench.training(wanted, seconds, repeats, _tell)}
+    found["augmentation"] = bench.augmentation([int(side) for side in numbers])
+    for one in found["augmentation"]:
+        ways = ", ".join(f"{name} {value:.3f}" for name, value in one.items() if name != "side")
+        _tell(f"augmentation at {one['side']} px, ms an image: {ways}")
+    found["seconds"] = bench.odds_and_ends()
+    for name, value in found["seconds"].items():
+        _tell(f"{name}: {value:.2f} s")
+    if "ham10000" in listed[0]:
+        found["store"] = bench.store()
+        _tell(f"pixel store: {found['store']['ratio']:.2f} times a bare parallel decode")
+    bench.save(found, to)
+    _tell(f"Saved as {to}.")
 
 
 @ledger_app.command("status")

@@ -1,0 +1,480 @@
+"""How fast is the way from image files to a trained network? `skinbook bench` measures it, and never asserts it.
+
+Four ways do the same work, one after another and again (`--repeats`), each time in a process of its own, so that none
+finds the threads or the memory of another:
+
+    limit      forward, backward and step on one batch that lies on the device already
+    skinbook   `fit()` as the chapters use it, with augmentation, from the pixel store
+    copied     what nearly every notebook does: PIL opens the JPEG, torchvision transforms, DataLoader workers
+    timm       timm's own loader and augmentation
+
+All of them train the same network on the same photographs with the same batch size, precision and optimiser. A time is
+that of the whole epoch, with what starting the workers takes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from skinbook.config import SkinbookError, settings
+from skinbook.files import replaced
+
+ARMS = ("limit", "skinbook", "copied", "timm")
+WORKERS = ("copied", "timm")  # the ways that open files in processes beside the training
+SOURCES = ("lab", "ham10000")
+NETWORKS = ("test_resnet", "mobilenetv3_small_050", "resnet18", "resnet50")
+SIDES = (64, 128, 224)
+CLASSES = 7
+PHOTOGRAPHS = 128  # different ones; an epoch goes round
+CHANGES: dict[str, Any] = {"flip": True, "rotate": 20.0, "brightness": 0.2, "contrast": 0.2, "saturation": 0.2}
+LONGEST = 240  # seconds that one measurement may take before it is given up
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is trained on what. `source`: "lab" (drawn as 600×450 JPEGs) or "ham10000" (its JPEGs where they are)."""
+
+    source: str
+    side: int
+    network: str
+    precision: str = "fp32"
+    device: str = "cpu"
+    batch_size: int = 32
+
+
+def cases(
+    sources: Sequence[str] = SOURCES,
+    sides: Sequence[int] = SIDES,
+    networks: Sequence[str] = NETWORKS,
+    precisions: Sequence[str] = ("fp32",),
+    device: str = "cpu",
+) -> list[Case]:
+    """Every combination; SkinbookError names an unknown source."""
+    for source in sources:
+        if source not in SOURCES:
+            raise SkinbookError(
+                f"{source!r} is no source of photographs for the bench; choose from {', '.join(SOURCES)}."
+            )
+    every = itertools.product(sources, sides, networks, precisions)
+    return [Case(*combination, device=device) for combination in every]
+
+
+def training(
+    wanted: Sequence[Case], seconds: float = 8.0, repeats: int = 3, tell: Callable[[str], None] = print
+) -> list[dict[str, Any]]:
+    """Measure every case in all four ways; a dictionary a case, ready for JSON.
+
+    Parameters
+    ----------
+    wanted : the cases. seconds : about how long one measurement lasts at the limit's rate.
+    repeats : how often each way is measured; the ways take turns, and the median counts.
+    tell : is handed each line of the table as soon as it is known.
+    """
+    tell(f"{'':46}{'':>9}" + "".join(f"{arm:>11}" for arm in ARMS) + f"{'÷ limit':>9}{'÷ copied':>10}{'÷ timm':>9}")
+    results = []
+    for case in wanted:
+        rate = _apart(case, "limit", 4 * case.batch_size)["rate"]
+        count = max(2, round(seconds * rate / case.batch_size)) * case.batch_size
+        runs: dict[str, list[dict[str, float]]] = {arm: [] for arm in ARMS}
+        for _, arm in itertools.product(range(repeats), ARMS):
+            runs[arm].append(_apart(case, arm, count))
+        results.append({**asdict(case), "photographs": count, **_medians(runs)})
+        tell(_line(results[-1]))
+    return results
+
+
+def _medians(runs: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
+    """Median rates (photographs a second), their range, peak memory in MB, and skinbook's rate over the others'."""
+    middle = {arm: statistics.median(run["rate"] for run in found) for arm, found in runs.items()}
+    return {
+        "rate": middle,
+        "rates": {arm: [run["rate"] for run in found] for arm, found in runs.items()},
+        "memory": {arm: max(run["memory"] for run in found) for arm, found in runs.items()},
+        "worker_memory": {arm: max(run["worker_memory"] for run in found) for arm, found in runs.items()},
+        "device_memory": {arm: max(run["device_memory"] for run in found) for arm, found in runs.items()},
+        "ratio": {arm: middle["skinbook"] / middle[arm] for arm in ARMS if arm != "skinbook"},
+    }
+
+
+def _line(found: dict[str, Any]) -> str:
+    name = f"{found['source']}, {found['network']}, {found['side']} px, {found['precision']}"
+    rates = "".join(f"{found['rate'][arm]:>11.0f}" for arm in ARMS)
+    ratio = found["ratio"]
+    return f"{name:46}{'images/s':>9}{rates}{ratio['limit']:>9.2f}{ratio['copied']:>10.2f}{ratio['timm']:>9.2f}"
+
+
+def _apart(case: Case, arm: str, count: int) -> dict[str, float]:
+    """One measurement in a process of its own."""
+    order = json.dumps({"case": asdict(case), "arm": arm, "count": count})
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "skinbook.bench", order], capture_output=True, text=True, timeout=LONGEST + 60
+        )
+    except subprocess.TimeoutExpired:
+        raise SkinbookError(
+            f"{case.network} at {case.side} pixels, {arm}: took longer than {LONGEST} seconds."
+        ) from None
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise SkinbookError(f"{case.network} at {case.side} pixels, {arm}: {last}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure(case: Case, arm: str, count: int) -> dict[str, float]:
+    """Train once on `count` photographs: rate (photographs a second) and peak memory (MB), here and in a worker."""
+    import resource  # not on Windows
+
+    import torch
+
+    from skinbook.networks import Backbone, Classifier
+
+    torch.manual_seed(0)
+    if case.device == "cuda":
+        torch.backends.cudnn.benchmark = True
+    network = Classifier(Backbone(case.network), CLASSES).to(case.device)
+    work = {"limit": _limit, "skinbook": _skinbook, "copied": _copied, "timm": _timm}[arm](case, network, count)
+    work(2 * case.batch_size)  # warm up: threads, memory, the choice of algorithms
+    if case.device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+    started = time.perf_counter()
+    work(count)
+    if case.device == "cuda":
+        torch.cuda.synchronize()
+    took = time.perf_counter() - started
+    unit = 2**20 if platform.system() == "Darwin" else 2**10  # macOS counts bytes, Linux kilobytes
+    own, worker = (resource.getrusage(who).ru_maxrss / unit for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    on_device = torch.cuda.max_memory_allocated() / 2**20 if case.device == "cuda" else 0.0
+    return {"rate": count / took, "memory": own, "worker_memory": worker * (arm in WORKERS), "device_memory": on_device}
+
+
+def photographs(source: str, count: int = PHOTOGRAPHS) -> list[Path]:
+    """JPEGs of a source: HAM10000's where they lie, or the lab's lesions drawn at 600×450 into the cache."""
+    if source == "ham10000":
+        from skinbook.data import catalog
+
+        files = catalog.load("ham10000").images
+        paths = getattr(files, "paths", None)
+        if not paths:
+            raise SkinbookError("This copy of HAM10000 holds no JPEG files; the bench needs some.")
+        return [paths[name] for name in sorted(paths)[:count]]
+    from PIL import Image
+
+    from skinbook.data import dermoscopy
+    from skinbook.diagnoses import CLASSES as DIAGNOSES_OF
+
+    folder = settings().cache / "bench" / "lab-600x450"
+    folder.mkdir(parents=True, exist_ok=True)
+    kinds = DIAGNOSES_OF["lab"]
+    files = [folder / f"{number:05d}.jpg" for number in range(count)]
+    for number, file in enumerate(files):
+        if not file.exists():
+            lesion = dermoscopy.lesion(kinds[number % len(kinds)], ("bench", number))
+            drawn = dermoscopy.render(lesion, dermoscopy.Photograph(), 450, 600).image
+            with replaced(file) as partial:
+                Image.fromarray(drawn).save(partial, format="jpeg", quality=92)
+    return files
+
+
+Work = Callable[[int], None]  # trains on so many photographs
+
+
+def _steps(network: Any, case: Case, batches: Iterator[tuple[Any, Any]]) -> None:
+    """The plain loop that everybody writes."""
+    import torch
+
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
+    network.train()
+    for images, labels in batches:
+        images = images.to(case.device, non_blocking=True)
+        labels = labels.to(case.device, non_blocking=True)
+        with torch.autocast(case.device, torch.bfloat16, enabled=case.precision == "bf16"):
+            loss = torch.nn.functional.cross_entropy(network(images), labels)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+
+
+def _limit(case: Case, network: Any, count: int) -> Work:
+    import torch
+
+    network.to(memory_format=torch.channels_last)
+    images = torch.rand(case.batch_size, 3, case.side, case.side, device=case.device)
+    images = images.contiguous(memory_format=torch.channels_last)
+    labels = torch.arange(case.batch_size, device=case.device) % CLASSES
+    return lambda n: _steps(network, case, itertools.repeat((images, labels), n // case.batch_size))
+
+
+def _skinbook(case: Case, network: Any, count: int) -> Work:
+    import numpy as np
+    import pandas as pd
+
+    from skinbook.augment import Augment
+    from skinbook.batches import Batches
+    from skinbook.data import pixels
+    from skinbook.data.images import Files
+    from skinbook.data.schema import Dataset
+    from skinbook.training import fit
+
+    paths = {path.stem: path for path in photographs(case.source)}
+    dataset = Dataset(f"bench-{case.source}", pd.DataFrame({"image_id": list(paths)}), (), Files(paths))
+    store = pixels.build(dataset, case.side, settings().cache, progress=False)
+    labels = np.arange(len(paths)) % CLASSES
+
+    def work(n: int) -> None:
+        rows = np.arange(n) % len(paths)
+        batches = Batches(
+            store.pixels, labels, rows, case.batch_size, augment=Augment(**CHANGES), shuffle=True, device=case.device
+        )
+        fit(network, batches, epochs=1, precision=case.precision, log=None)
+
+    return work
+
+
+class _Opened:
+    """A `Dataset` as nearly every notebook has it: a path, PIL, and the transform."""
+
+    def __init__(self, paths: Sequence[Path], count: int, transform: Any = None) -> None:
+        self.paths, self.count, self.transform = paths, count, transform
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        from PIL import Image
+
+        place = index % len(self.paths)
+        return self.transform(Image.open(self.paths[place]).convert("RGB")), place % CLASSES
+
+
+def _copied(case: Case, network: Any, count: int) -> Work:
+    from torch.utils.data import DataLoader
+    from torchvision import transforms
+
+    change = transforms.Compose(
+        [
+            transforms.Resize((case.side, case.side)),
+            transforms.RandomHorizontalFlip(),
+            transforms.RandomVerticalFlip(),
+            transforms.RandomRotation(CHANGES["rotate"]),
+            transforms.ColorJitter(*(CHANGES[name] for name in ("brightness", "contrast", "saturation"))),
+            transforms.ToTensor(),
+            transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ]
+    )
+    paths = photographs(case.source)
+
+    def work(n: int) -> None:
+        loader: Any = DataLoader(
+            _Opened(paths, n, change),  # type: ignore[arg-type]
+            case.batch_size,
+            shuffle=True,
+            num_workers=os.cpu_count() or 1,
+            pin_memory=case.device == "cuda",
+        )
+        _steps(network, case, iter(loader))
+
+    return work
+
+
+def _timm(case: Case, network: Any, count: int) -> Work:
+    from timm.data import create_loader
+
+    paths = photographs(case.source)
+
+    def work(n: int) -> None:
+        loader = create_loader(
+            _Opened(paths, n),
+            (3, case.side, case.side),
+            case.batch_size,
+            is_training=True,
+            scale=(0.8, 1.0),
+            hflip=0.5,
+            vflip=0.5,
+            color_jitter=CHANGES["brightness"],
+            interpolation="bilinear",
+            num_workers=os.cpu_count() or 1,
+            use_prefetcher=case.device == "cuda",
+            device=case.device,
+            persistent_workers=False,
+        )
+        _steps(network, case, iter(loader))
+
+    return work
+
+
+def augmentation(sides: Sequence[int] = SIDES, batch: int = 32, repeats: int = 20) -> list[dict[str, Any]]:
+    """Milliseconds a photograph: the book's one grid and one matrix, torchvision v2, and kornia where it is installed."""
+    import torch
+
+    results = []
+    for side in sides:
+        pixels = torch.randint(0, 256, (batch, side, side, 3), dtype=torch.uint8)
+        ways = {"skinbook": _own_augmentation(side), "torchvision v2": _torchvision_v2(), "kornia": _kornia()}
+        found: dict[str, Any] = {"side": side}
+        for name, way in ways.items():
+            if way is None:
+                continue
+            way(pixels)
+            times = []
+            for _ in range(repeats):
+                started = time.perf_counter()
+                way(pixels)
+                times.append((time.perf_counter() - started) / batch * 1000)
+            found[name] = statistics.median(times)
+        results.append(found)
+    return results
+
+
+def _own_augmentation(side: int) -> Callable:
+    import numpy as np
+    import torch
+
+    from skinbook.augment import Augment, augmented, draws
+
+    change, half = Augment(**CHANGES), torch.full((3,), 0.5)
+    return lambda pixels: augmented(pixels, change, draws(0, 0, np.arange(len(pixels))), side, half, half)
+
+
+def _torchvision_v2() -> Callable:
+    """A photograph at a time, since v2 draws one set of parameters for a whole batch."""
+    import torch
+    from torchvision.transforms import v2
+
+    change = v2.Compose(
+        [
+            v2.RandomHorizontalFlip(),
+            v2.RandomVerticalFlip(),
+            v2.RandomRotation(CHANGES["rotate"], interpolation=v2.InterpolationMode.BILINEAR),
+            v2.ColorJitter(*(CHANGES[name] for name in ("brightness", "contrast", "saturation"))),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+        ]
+    )
+    return lambda pixels: torch.stack([change(photograph) for photograph in pixels.permute(0, 3, 1, 2)])
+
+
+def _kornia() -> Callable | None:
+    try:
+        import kornia.augmentation as K
+    except ImportError:
+        return None
+    jitter = [CHANGES[name] for name in ("brightness", "contrast", "saturation")]
+    change = K.AugmentationSequential(
+        K.RandomHorizontalFlip(),
+        K.RandomVerticalFlip(),
+        K.RandomRotation(CHANGES["rotate"], p=1.0),
+        K.ColorJiggle(*jitter, p=1.0),
+        data_keys=["input"],
+    )
+    return lambda pixels: change(pixels.permute(0, 3, 1, 2).float() / 255)
+
+
+def store(side: int = 128, repeats: int = 3) -> dict[str, float]:
+    """Seconds to build HAM10000's pixel store, beside a bare parallel decode and resize of the same files."""
+    import shutil
+    import tempfile
+    from concurrent.futures import ThreadPoolExecutor
+
+    import numpy as np
+
+    from skinbook.data import catalog, pixels
+
+    dataset = catalog.load("ham10000")
+    source: Any = dataset.images
+    names = dataset.table["image_id"].tolist()
+    built, bare = [], []
+
+    def decode(name: str) -> np.ndarray:
+        return np.asarray(pixels.reduce(source.image(name, side), (side, side)))
+
+    for _ in range(repeats):
+        folder = Path(tempfile.mkdtemp())
+        try:
+            started = time.perf_counter()
+            pixels.build(dataset, side, folder, progress=False)
+            built.append(time.perf_counter() - started)
+        finally:
+            shutil.rmtree(folder)
+        started = time.perf_counter()
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for _decoded in pool.map(decode, names, chunksize=32):
+                pass
+        bare.append(time.perf_counter() - started)
+    built_median, bare_median = statistics.median(built), statistics.median(bare)
+    return {
+        "images": len(names),
+        "side": side,
+        "store_seconds": built_median,
+        "bare_seconds": bare_median,
+        "ratio": built_median / bare_median,
+    }
+
+
+def odds_and_ends() -> dict[str, float]:
+    """Seconds: importing the package, opening a chapter, and all metrics with a thousand resamples of 2,000 lesions."""
+    import numpy as np
+
+    from skinbook.evaluation import METRICS, Evaluation
+
+    def seconds(code: str) -> float:
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+        return time.perf_counter() - started
+
+    bare = statistics.median(seconds("pass") for _ in range(3))
+    found = {"import skinbook": statistics.median(seconds("import skinbook") for _ in range(3)) - bare}
+    opened = 'import skinbook.chapter as c; b = c.setup("03_cnn_lstm"); b.table; b.split'
+    found["a chapter's first cell"] = statistics.median(seconds(opened) for _ in range(3)) - bare
+    draw = np.random.default_rng(0)
+    probabilities = draw.dirichlet(np.ones(CLASSES), 2000)
+    labels = draw.integers(0, CLASSES, 2000)
+    names = [f"class {k}" for k in range(CLASSES)]
+    started = time.perf_counter()
+    result = Evaluation(labels, probabilities, np.arange(2000), names)
+    for metric in METRICS:
+        result.metric(metric)
+    result.per_class()
+    found["metrics of 2,000 lesions, 1,000 resamples"] = time.perf_counter() - started
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """What it was measured on: processor, cores, versions, and the accelerator if there is one."""
+    import timm
+    import torch
+    import torchvision
+
+    about = Path("/proc/cpuinfo")
+    lines = about.read_text().splitlines() if about.exists() else []
+    processor = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
+    return {
+        "processor": processor or platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        **{m.__name__: m.__version__ for m in (torch, torchvision, timm)},
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def save(found: dict[str, Any], file: Path) -> None:
+    """Write what was measured as JSON."""
+    with replaced(Path(file)) as partial:
+        partial.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    asked = json.loads(sys.argv[1])
+    print(json.dumps(measure(Case(**asked["case"]), asked["arm"], asked["count"])))

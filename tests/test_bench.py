@@ -1,0 +1,104 @@
+"""What the bench measures with; how fast anything is, no test asserts."""
+
+import json
+import subprocess
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from skinbook import bench
+from skinbook.config import SkinbookError
+
+CASE = bench.Case("lab", 32, "test_resnet", batch_size=4)
+
+
+@pytest.fixture
+def drawn(tmp_path, monkeypatch):
+    """Six small JPEGs in place of the drawn ones, and a cache of their own."""
+    monkeypatch.setenv("SKINBOOK_CACHE", str(tmp_path / "cache"))
+    paths = []
+    for number in range(6):
+        paths.append(tmp_path / f"{number}.jpg")
+        pixels = np.random.default_rng(number).integers(0, 256, (45, 60, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(paths[-1])
+    monkeypatch.setattr(bench, "photographs", lambda source: paths)
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    return paths
+
+
+@pytest.mark.parametrize("arm", bench.ARMS)
+def test_each_way_trains_the_network_on_as_many_photographs_as_asked(arm, drawn, monkeypatch):
+    import torch
+
+    seen, first = [], []
+    forward = torch.nn.functional.cross_entropy
+    monkeypatch.setattr(
+        torch.nn.functional,
+        "cross_entropy",
+        lambda out, to, **rest: (seen.append(len(to)), forward(out, to, **rest))[1],
+    )
+    stepped = torch.optim.AdamW.step
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, *a, **k: (first.append(1), stepped(self, *a, **k))[1])
+    found = bench.measure(CASE, arm, 12)
+    assert sum(seen) == 2 * 4 + 12  # the warm-up, and the epoch
+    assert len(first) == 5
+    assert found["rate"] > 0
+    assert found["memory"] > 10
+    assert (found["worker_memory"] > 0) == (arm in bench.WORKERS)
+
+
+def test_the_medians_are_compared(monkeypatch):
+    rates = {"limit": [100, 90, 400], "skinbook": [80, 81, 79], "copied": [40, 10, 50], "timm": [20, 20, 20]}
+    turns = []
+
+    def apart(case, arm, count):
+        turns.append(arm)
+        if len(turns) == 1:
+            return {"rate": 16.0}
+        rate = rates[arm][(len(turns) - 2) // len(bench.ARMS)]
+        return {"rate": rate, "memory": rate, "worker_memory": 0, "device_memory": 0}
+
+    monkeypatch.setattr(bench, "_apart", apart)
+    lines = []
+    (found,) = bench.training([CASE], seconds=3.0, repeats=3, tell=lines.append)
+    assert turns == ["limit", *bench.ARMS * 3]  # they take turns
+    assert found["photographs"] == 48
+    assert found["rate"] == {"limit": 100, "skinbook": 80, "copied": 40, "timm": 20}
+    assert found["ratio"] == {"limit": 0.8, "copied": 2.0, "timm": 4.0}
+    assert found["memory"]["limit"] == 400
+    assert "0.80" in lines[-1]
+    assert "2.00" in lines[-1]
+
+
+def test_a_way_that_fails_says_which_and_why(monkeypatch):
+    failed = subprocess.CompletedProcess([], 1, "", "Traceback\nRuntimeError: no memory")
+    monkeypatch.setattr(subprocess, "run", lambda *a, **k: failed)
+    with pytest.raises(SkinbookError, match="test_resnet at 32 pixels, timm: RuntimeError: no memory"):
+        bench._apart(CASE, "timm", 8)
+
+
+def test_an_unknown_source_is_refused():
+    with pytest.raises(SkinbookError, match="'moles' is no source of photographs .* lab, ham10000"):
+        bench.cases(["moles"])
+
+
+def test_the_lab_is_drawn_once_as_jpegs_of_a_camera(tmp_path, monkeypatch):
+    monkeypatch.setenv("SKINBOOK_CACHE", str(tmp_path))
+    (file,) = bench.photographs("lab", 1)
+    assert Image.open(file).size == (600, 450)
+    before = file.stat().st_mtime_ns
+    assert bench.photographs("lab", 1)[0].stat().st_mtime_ns == before
+
+
+def test_augmentation_is_measured_beside_that_of_others():
+    (found,) = bench.augmentation([32], batch=2, repeats=1)
+    assert found["side"] == 32
+    assert min(found["skinbook"], found["torchvision v2"]) > 0
+
+
+def test_what_was_measured_is_saved_with_the_machine(tmp_path):
+    bench.save({"machine": bench.machine()}, tmp_path / "a" / "bench.json")
+    about = json.loads((tmp_path / "a" / "bench.json").read_text())["machine"]
+    assert about["cores"] >= 1
+    assert about["torch"]
