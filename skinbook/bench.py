@@ -164,8 +164,7 @@ def photographs(source: str, count: int = PHOTOGRAPHS) -> list[Path]:
     if source == "ham10000":
         from skinbook.data import catalog
 
-        files = catalog.load("ham10000").images
-        paths = getattr(files, "paths", None)
+        paths = getattr(catalog.load("ham10000").images, "paths", None)
         if not paths:
             raise SkinbookError("This copy of HAM10000 holds no JPEG files; the bench needs some.")
         return [paths[name] for name in sorted(paths)[:count]]
@@ -289,13 +288,14 @@ def _copied(case: Case, network: Any, count: int) -> Work:
 
 
 def _timm(case: Case, network: Any, count: int) -> Work:
+    import torch
     from timm.data import create_loader
 
     paths = photographs(case.source)
 
     def work(n: int) -> None:
         loader = create_loader(
-            _Opened(paths, n),
+            _Opened(paths, n),  # type: ignore[arg-type]
             (3, case.side, case.side),
             case.batch_size,
             is_training=True,
@@ -306,7 +306,7 @@ def _timm(case: Case, network: Any, count: int) -> Work:
             interpolation="bilinear",
             num_workers=os.cpu_count() or 1,
             use_prefetcher=case.device == "cuda",
-            device=case.device,
+            device=torch.device(case.device),
             persistent_workers=False,
         )
         _steps(network, case, iter(loader))

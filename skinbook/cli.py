@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -114,7 +114,7 @@ def bench_command(
         )
     listed = [[part.strip() for part in text.split(",")] for text in (sources, networks, precisions)]
     wanted = bench.cases(listed[0], [int(side) for side in numbers], listed[1], listed[2], device or chapter.device())
-    found = {"machine": bench.machine(), "training": bench.training(wanted, seconds, repeats, _tell)}
+    found: dict[str, Any] = {"machine": bench.machine(), "training": bench.training(wanted, seconds, repeats, _tell)}
     found["augmentation"] = bench.augmentation([int(side) for side in numbers])
     for one in found["augmentation"]:
         ways = ", ".join(f"{name} {value:.3f}" for name, value in one.items() if name != "side")

@@ -79,7 +79,7 @@ def test_a_way_that_fails_says_which_and_why(monkeypatch):
 
 
 def test_an_unknown_source_is_refused():
-    with pytest.raises(SkinbookError, match="'moles' is no source of photographs .* lab, ham10000"):
+    with pytest.raises(SkinbookError, match=r"'moles' is no source of photographs .* lab, ham10000"):
         bench.cases(["moles"])
 
 
