@@ -15,7 +15,7 @@ import pandas as pd
 
 from skinbook.config import SkinbookError
 from skinbook.data.schema import Dataset
-from skinbook.diagnoses import malignant
+from skinbook.diagnoses import DIAGNOSES, malignant
 from skinbook.splits import PARTS, Split
 
 # Bits of 255 in which two hashes may differ. On HAM10000, all but one of the 92 pairs within 28 bits share a lesion_id, and
@@ -148,7 +148,11 @@ def perceptual_hashes(pixels: np.ndarray, chunk: int = 1024) -> np.ndarray:
 
 def near_duplicates(table: pd.DataFrame, pixels: np.ndarray, within: int = NEAR) -> list[tuple[int, int, int]]:
     """Pairs of rows whose perceptual hashes differ in at most `within` bits, with that number."""
-    hashes = perceptual_hashes(pixels)
+    return near_pairs(perceptual_hashes(pixels), within)
+
+
+def near_pairs(hashes: np.ndarray, within: int = NEAR) -> list[tuple[int, int, int]]:
+    """Pairs (i, j, bits) of hashes, uint64 (n, 4), that differ in at most `within` bits; i < j."""
     pairs = []
     for start in range(0, len(hashes), 256):
         block = hashes[start : start + 256]
@@ -170,10 +174,12 @@ def giveaways(table: pd.DataFrame) -> pd.DataFrame:
     a million times ("chance" is the logarithm, to base 10, of how likely that is if the value meant nothing).
     """
     found = []
-    cancer = table["dx"].map(lambda dx: "malignant" if malignant(dx) else "benign")
-    for column in ("dx_type", "age", "sex", "site", "source"):
+    labels = [table["dx"]]
+    if table["dx"].isin(DIAGNOSES).all():
+        labels.append(table["dx"].map(lambda dx: "malignant" if malignant(dx) else "benign"))
+    for column in (c for c in ("dx_type", "age", "sex", "site", "source") if c in table):
         for value, rows in table.groupby(column).groups.items():
-            for label in (table["dx"], cancer):
+            for label in labels:
                 always = label[rows].iloc[0]
                 # Photographs of one lesion agree by nature, so lesions are what is counted.
                 chance = table["lesion_id"][rows].nunique() * np.log10((label == always).mean())

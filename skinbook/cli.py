@@ -20,6 +20,8 @@ Run it on real lesions:  skinbook run 03 --edition ham10000 --seeds 3 --resume
 
 Keep what it found:  add --record, then look with  skinbook ledger status
 
+Audit a split of your own:  skinbook audit split.csv --table metadata.csv --images photographs/
+
 See how fast it is here:  skinbook bench
 
 In a checkout,  make book  builds the pages and  make test  checks every chapter.
@@ -89,6 +91,40 @@ def spread_command(
         raise SkinbookError(f"--threads is {threads!r}; expected whole numbers separated by commas, such as 1,2.")
     counts = [int(count) for count in threads.split(",")]
     runs.spread(chapters or (), *_dials(edition, scale), seeds, counts, resume, tell=_tell)
+
+
+@app.command("audit")
+def audit_command(
+    split: Annotated[
+        list[str],
+        typer.Argument(help="A CSV (image, part); a folder with train/ and test/; or part=list.txt, several."),
+    ],
+    table: Annotated[
+        Path | None, typer.Option(help="Metadata (CSV): lesion_id, diagnosis, and more where it has it.")
+    ] = None,
+    images: Annotated[Path | None, typer.Option(help="The folder in or below which the images lie.")] = None,
+    style: Annotated[str, typer.Option("--format", help="text, markdown or json.")] = "text",
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Another mix, or a column that gives the label away, counts too.")
+    ] = False,
+    snippet: Annotated[
+        bool, typer.Option("--snippet", help="Print a workflow that audits a project at every push, and stop.")
+    ] = False,
+) -> None:
+    """Audit anybody's split: what stands on both of its sides. The exit code is 1 when it leaks."""
+    import json
+
+    from skinbook import audit_given as given
+
+    if style not in ("text", "markdown", "json"):
+        raise SkinbookError(f"--format is {style!r}; expected text, markdown or json.")
+    if snippet:
+        _tell(given.snippet(split, str(table or ""), str(images or "")))
+        return
+    found = given.audit_given(split, table, images)
+    _tell(json.dumps(vars(found), indent=1) if style == "json" else given.shown(found, style))
+    if found.leaks or (strict and (found.drift or found.giveaways)):
+        raise typer.Exit(1)
 
 
 @app.command("bench")

@@ -131,6 +131,29 @@ def published(file: Path) -> str:
     return _table(["What", "Protocol", "Metric", "Published", "Source"], rows)
 
 
+def audits() -> str:
+    """What `skinbook audit` says of two splits of the lab's table, as Markdown: the widely copied one, and the book's."""
+    import tempfile
+
+    from skinbook.audit_given import audit_given, markdown
+    from skinbook.data import lab
+    from skinbook.splits import lesion_split, random_split
+
+    table = lab.recipe()
+    parts = []
+    with tempfile.TemporaryDirectory() as folder:
+        metadata, file = Path(folder) / "metadata.csv", Path(folder) / "split.csv"
+        table.to_csv(metadata, index=False)
+        for title, split in (
+            ("Photographs shuffled", random_split(table)),
+            ("Split by lesion", lesion_split(table, seed=0)),
+        ):
+            split.parts.rename("part").reset_index().to_csv(file, index=False)
+            said = markdown(audit_given([file], metadata)).replace("\n## ", "\n### ")
+            parts.append(f"## {title}\n\n{said.strip()}")
+    return "\n\n".join(parts)
+
+
 def _claims(claims: Mapping[str, Any]) -> str:
     """A chapter's claims as a forest plot in a table: every row has its interval drawn on one axis, zero marked."""
     ends = [abs(c[end]) for c in claims.values() for end in ("low", "high") if c[end] is not None]

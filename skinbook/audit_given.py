@@ -1,0 +1,495 @@
+"""Anybody's split, audited: `skinbook audit split.csv --table metadata.csv --images photographs/`.
+
+A split comes as a CSV (an image and its part, or fold), as a list of files for each part, or as `train/val/test`
+folders of images. With nothing else, rows that stand in two parts are found; with the images, the same photograph under
+two names; with a table, lesions on both sides, a test set of another mix, and columns that give the label away.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import re
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import combinations, groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from skinbook.audit import NEAR, giveaways, near_pairs, perceptual_hashes
+from skinbook.config import SkinbookError
+from skinbook.data import images, locate, tables
+from skinbook.diagnoses import DIAGNOSES
+from skinbook.progress import bar
+
+IMAGE_COLUMNS = (
+    *("image_id", "image", "isic_id", "bcn_filename", "image_name", "img_id", "img", "filename", "file_name"),
+    *("file", "path", "filepath", "file_path", "image_path", "img_path", "name", "id"),
+)
+PART_COLUMNS = ("split", "part", "set", "subset", "partition", "phase", "fold", "kfold", "fold_id")
+LESION_COLUMNS = ("lesion_id", "lesion")
+LABEL_COLUMNS = ("dx", "diagnosis", "label", "class", "class_name", "target", "category")
+OTHERS = {
+    "dx_type": ("dx_type", "diagnosis_confirm_type"),
+    "age": ("age", "age_approx"),
+    "sex": ("sex", "gender"),
+    "site": ("site", "localization", "anatom_site_general"),
+    "source": ("dataset", "source"),
+}
+# What people call the parts. Whatever else stands in a column of parts keeps its name.
+NAMES = {
+    "train": ("train", "training", "trn", "tr"),
+    "validation": ("validation", "valid", "val", "dev", "development"),
+    "test": ("test", "testing", "tst", "te", "holdout", "hold-out", "eval", "evaluation"),
+}
+PART_OF = {name: part for part, names in NAMES.items() for name in names}
+UNUSED = ("", "none", "unused", "excluded", "ignore", "drop", "nan", "na")
+HASHED = 64  # pixels a side; the hash itself looks at 32
+CHUNK = 1024
+EXAMPLES = 20
+# A mix that differs by so many hundredths for one diagnosis, and by more than chance, is another question than the
+# one the data set asks.
+DRIFT, DRIFT_CHANCE = 0.05, 1e-6
+
+
+@dataclass
+class Report:
+    """What was found in a split, ready for JSON (`vars(report)`), Markdown or a terminal.
+
+    photographs : rows of the split, by part. repeated : image_ids that stand in several parts (`across`), or several
+    times in one (`within`, by part).
+    lesions : for each pair of parts that share some, how many, and their photographs; `judged`: for each part but
+        training, its photographs, and those whose lesion stands elsewhere too. None without lesion_ids.
+    identical, near : pairs of photographs in two parts: how many, and the first of them. None without images.
+    mix : the share of each diagnosis in each part; `drift`: the diagnosis and part that differ most from the rest.
+    giveaways : values of a column that decide the label. not_checked : what could not be, and why.
+    """
+
+    photographs: dict[str, int]
+    repeated: dict[str, Any]
+    lesions: dict[str, Any] | None = None
+    identical: dict[str, Any] | None = None
+    near: dict[str, Any] | None = None
+    mix: dict[str, dict[str, float]] = field(default_factory=dict)
+    drift: dict[str, Any] | None = None
+    giveaways: list[dict[str, Any]] = field(default_factory=list)
+    not_checked: list[str] = field(default_factory=list)
+    leaks: bool = False
+    verdict: str = ""
+
+    def judge(self) -> Report:
+        """Set `leaks` and `verdict` from what was found; returns itself."""
+        found = []
+        if self.lesions and self.lesions["across"]:
+            shown = [f"{j['known']:,} of {j['photographs']:,} in {part}" for part, j in self.lesions["judged"].items()]
+            found.append(f"photographs of lesions that stand in another part too ({', '.join(shown)})")
+        if self.repeated["across"]:
+            found.append(f"{len(self.repeated['across'])} images are listed in more than one part")
+        if self.identical and self.identical["pairs"]:
+            found.append(f"{self.identical['pairs']} pairs of identical files are divided between parts")
+        if self.near and self.near["unlike_lesion"]:
+            found.append(f"{self.near['unlike_lesion']} more pairs are, nearly, one photograph under two names")
+        self.leaks = bool(found)
+        unchecked = f" Not checked: {'; '.join(self.not_checked)}." if self.not_checked else ""
+        self.verdict = (f"LEAKS: {'; '.join(found)}." if found else "Clean: nothing stands in two parts.") + unchecked
+        return self
+
+
+def audit_given(
+    split: Sequence[str | Path], table: Path | None = None, folder: Path | None = None, progress: bool = True
+) -> Report:
+    """Audit a split that somebody gives.
+
+    Parameters
+    ----------
+    split : one CSV or one folder; or `part=list.txt`, one for each part.
+    table : metadata, a CSV in any of the known layouts: an image, and lesion, diagnosis, and so on where it has them.
+    folder : where the images lie, if the split does not say so. progress : show a bar to a person who is looking.
+
+    Raises
+    ------
+    SkinbookError
+        If the split cannot be read, or names only one part.
+    """
+    rows = read_split(split)
+    notes: list[str] = []
+    rows, about = _described(rows, Path(table) if table is not None else None, notes)
+    parts = rows["part"].value_counts().sort_index()
+    report = Report({str(part): int(count) for part, count in parts.items()}, _repeated(rows))
+    one = rows.drop_duplicates(["image_id", "part"], ignore_index=True)
+    report.lesions = _lesions(one) if one["lesion_id"].notna().any() else None
+    paths = _paths(one, folder, notes)
+    if paths:
+        report.identical, report.near = _pictures(one, paths, notes, progress)
+    else:
+        notes.append("whether a photograph stands there under two names (no images were given)")
+    if one["dx"].notna().any():
+        report.mix, report.drift = _mix(one)
+    if about is not None and {"dx", "lesion_id"} <= set(about.columns):
+        labelled = about.dropna(subset=["dx"]).reset_index(drop=True)
+        labelled["lesion_id"] = labelled["lesion_id"].fillna(labelled["image_id"])
+        report.giveaways = [
+            {str(column): value for column, value in row.items()} for row in giveaways(labelled).to_dict("records")
+        ]
+    report.not_checked = notes
+    return report.judge()
+
+
+def read_split(given: Sequence[str | Path]) -> pd.DataFrame:
+    """The rows of a split: `image_id` (a file's name without folder and ending), `part`, and `path` and `dx` if known."""
+    if len(given) == 1 and "=" not in str(given[0]):
+        path = Path(given[0])
+        if not path.exists():
+            raise SkinbookError(
+                f"{path} does not exist. Give a CSV, a folder with train and test in it, or part=list.txt."
+            )
+        rows = _from_folders(path) if path.is_dir() else _from_csv(path)
+    else:
+        rows = _from_lists([str(one) for one in given])
+    rows = rows[~rows["part"].str.lower().isin(UNUSED)].reset_index(drop=True)
+    if rows["part"].nunique() < 2:
+        parts = ", ".join(sorted(set(rows["part"]))) or "none"
+        raise SkinbookError(f"A split has at least two parts; this one has {parts}. See `skinbook audit --help`.")
+    return rows
+
+
+def _image_id(name: str) -> str:
+    """A file's name without its folder and its ending, whatever the system it was written on."""
+    last = re.split(r"[\\/]", name.strip())[-1]
+    stem, dot, suffix = last.rpartition(".")
+    return stem if dot and f".{suffix.lower()}" in images.SUFFIXES else last
+
+
+def _named_column(table: pd.DataFrame, names: Iterable[str]) -> str | None:
+    columns = {str(column).lower(): column for column in reversed(list(table.columns))}
+    return next((columns[name] for name in names if name in columns), None)
+
+
+def _from_csv(path: Path) -> pd.DataFrame:
+    raw = tables.read(path, [])
+    image, part = _named_column(raw, IMAGE_COLUMNS), _named_column(raw, PART_COLUMNS)
+    if image is None or part is None:
+        lacking = f"the image ({', '.join(IMAGE_COLUMNS[:4])}, ...)" if image is None else (
+            f"the part ({', '.join(PART_COLUMNS)})"
+        )  # fmt: skip
+        raise SkinbookError(f"{path} has no column for {lacking}; it has {', '.join(map(str, raw.columns))[:200]}.")
+    is_fold = "fold" in str(part).lower()
+    parts = raw[part].map(lambda text: f"fold {text}" if is_fold and text else PART_OF.get(text.lower(), text))
+    beside = [path.parent / name for name in raw[image]]
+    return pd.DataFrame(
+        {
+            "image_id": raw[image].map(_image_id),
+            "part": parts.astype(str),
+            "path": [file if file.suffix.lower() in images.SUFFIXES and file.is_file() else None for file in beside],
+            "dx": None,
+        }
+    )
+
+
+def _from_lists(given: Sequence[str]) -> pd.DataFrame:
+    rows = []
+    for one in given:
+        part, equals, name = one.partition("=")
+        if not equals or not part or not name:
+            raise SkinbookError(f"{one!r} is not a part and its list; expected such as train=train.txt test=test.txt.")
+        try:
+            lines = Path(name).read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise SkinbookError(f"{name} cannot be read as a list of files ({error}).") from None
+        for line in lines:
+            if entry := re.split(r"[,;\t]", line.strip())[0].strip().strip('"'):
+                file = Path(name).parent / entry
+                known = file if file.suffix.lower() in images.SUFFIXES and file.is_file() else None
+                rows.append((_image_id(entry), PART_OF.get(part.lower(), part), known, None))
+    return pd.DataFrame(rows, columns=["image_id", "part", "path", "dx"])
+
+
+def _from_folders(top: Path) -> pd.DataFrame:
+    """`top/train/nv/ISIC_1.jpg`, with or without the folder that names the diagnosis; the parts may lie one level lower."""
+    for level in (top, *sorted(path for path in top.iterdir() if path.is_dir())):
+        parts = [path for path in sorted(level.iterdir()) if path.is_dir() and path.name.lower() in PART_OF]
+        if len(parts) > 1:
+            break
+    else:
+        raise SkinbookError(f"{top} holds no folders named such as train and test, neither itself nor one level below.")
+    rows = []
+    for part in parts:
+        for folder, files in locate.folders_below(part):
+            below = folder.relative_to(part).parts
+            rows += [
+                (_image_id(name), PART_OF[part.name.lower()], folder / name, below[0] if below else None)
+                for name in files
+                if Path(name).suffix.lower() in images.SUFFIXES
+            ]
+    if not rows:
+        raise SkinbookError(f"The folders {', '.join(p.name for p in parts)} in {level} hold no images.")
+    return pd.DataFrame(rows, columns=["image_id", "part", "path", "dx"])
+
+
+def read_about(path: Path) -> pd.DataFrame:
+    """Metadata of any of the known layouts: `image_id`, and lesion_id, dx, dx_type, age, sex, site, source where it has them.
+
+    The diagnosis may stand in a column, or in one column of zeros and ones for each, as ISIC has it.
+    """
+    raw = tables.read(path, [])
+    image = _named_column(raw, IMAGE_COLUMNS)
+    if image is None:
+        raise SkinbookError(
+            f"{path} has no column for the image ({', '.join(IMAGE_COLUMNS[:4])}, ...); "
+            f"it has {', '.join(map(str, raw.columns))[:200]}."
+        )
+    about = pd.DataFrame({"image_id": raw[image].map(_image_id)})
+    wanted = {"lesion_id": LESION_COLUMNS, "dx": LABEL_COLUMNS, **OTHERS}
+    for name, spellings in wanted.items():
+        if (column := _named_column(raw, spellings)) is not None:
+            about[name] = tables.known(raw[column]) if name != "lesion_id" else raw[column].replace("", np.nan)
+    marks = {c: str(c).lower() for c in raw.columns if str(c).lower() in DIAGNOSES or str(c).lower() == "unk"}
+    if "dx" not in about and len(marks) > 1:
+        values = raw[list(marks)].apply(pd.to_numeric, errors="coerce").rename(columns=marks)
+        about["dx"] = values.idxmax(axis=1).where(values.eq(1).sum(axis=1) == 1)
+    if about["image_id"].duplicated().any():
+        about = about.drop_duplicates("image_id", ignore_index=True)
+    return about
+
+
+def _described(rows: pd.DataFrame, table: Path | None, notes: list[str]) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+    """The rows with `lesion_id` and `dx` from the table, and what the table says of the images in the split."""
+    if table is None:
+        notes.append("lesions on both sides (no table was given)")
+        return rows.assign(lesion_id=None), None
+    about = read_about(table)
+    about = about[about["image_id"].isin(rows["image_id"])].reset_index(drop=True)
+    absent = int((~rows["image_id"].isin(about["image_id"])).sum())
+    if absent == len(rows):
+        raise SkinbookError(
+            f"{table} knows none of the split's images, such as {rows['image_id'].iloc[0]}. Give the table of this data set."
+        )
+    if absent:
+        notes.append(f"{absent} rows whose image is not in the table")
+    found = about.set_index("image_id").reindex(rows["image_id"])
+    lesion = found["lesion_id"].to_numpy() if "lesion_id" in about else None
+    if lesion is None:
+        notes.append("lesions on both sides (the table has no lesion_id)")
+    elif (unnamed := int(pd.isna(lesion).sum()) - absent) > 0:
+        notes.append(f"{unnamed} rows without a lesion_id")
+    dx = found["dx"].to_numpy() if "dx" in about else rows["dx"].to_numpy()
+    return rows.assign(lesion_id=lesion, dx=dx), about
+
+
+def _repeated(rows: pd.DataFrame) -> dict[str, Any]:
+    parts = rows.groupby("image_id")["part"].agg(lambda p: sorted(set(p)))
+    across = parts[parts.map(len) > 1]
+    doubled = rows[rows.duplicated(["image_id", "part"])]
+    return {
+        "across": [{"image": image, "parts": in_parts} for image, in_parts in across.items()],
+        "within": doubled["part"].value_counts().to_dict(),
+    }
+
+
+def _lesions(rows: pd.DataFrame) -> dict[str, Any]:
+    known = rows.dropna(subset=["lesion_id"])
+    in_part = {str(part): set(same["lesion_id"]) for part, same in known.groupby("part")}
+    across = []
+    for one, other in combinations(sorted(map(str, in_part)), 2):
+        if shared := in_part[one] & in_part[other]:
+            both = known["part"].isin([one, other]) & known["lesion_id"].isin(shared)
+            across.append({"parts": [one, other], "lesions": len(shared), "photographs": int(both.sum())})
+    judged = {}
+    for part in (p for p in in_part if p != "train"):
+        here = known.loc[known["part"] == part, "lesion_id"]
+        elsewhere: set = set().union(*(lesions for name, lesions in in_part.items() if name != part))
+        of_known = int(here.isin(elsewhere).sum())
+        judged[part] = {"photographs": len(here), "known": of_known, "share": of_known / len(here)}
+    return {"across": across, "judged": judged}
+
+
+def _paths(rows: pd.DataFrame, folder: Path | None, notes: list[str]) -> dict[int, Path]:
+    """The file of each row, where one is known."""
+    paths = {row: path for row, path in enumerate(rows["path"]) if isinstance(path, Path)}
+    if folder is not None:
+        if not Path(folder).is_dir():
+            raise SkinbookError(f"{folder} is not a folder. Correct the path of the images.")
+        found = locate.find_images([Path(folder)], rows["image_id"])
+        paths |= {row: found[name] for row, name in enumerate(rows["image_id"]) if name in found and row not in paths}
+    if paths and len(paths) < len(rows):
+        notes.append(f"{len(rows) - len(paths)} images whose file was not found")
+    return paths
+
+
+def _pictures(
+    rows: pd.DataFrame, paths: dict[int, Path], notes: list[str], progress: bool
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Pairs in two parts that are one file, or nearly one photograph. Each file is read once."""
+    order = sorted(paths)
+    digests: dict[int, bytes] = {}
+    hashes: list[np.ndarray] = []
+    seen: list[int] = []
+    unread = 0
+    with (
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+        bar(len(order), "looking at the images", shown=progress) as shown,
+    ):
+        for start in range(0, len(order), CHUNK):
+            some = order[start : start + CHUNK]
+            looked = list(pool.map(_look, [paths[row] for row in some]))
+            digests |= {row: digest for row, (digest, _) in zip(some, looked, strict=True) if digest}
+            small = [(row, pixels) for row, (_, pixels) in zip(some, looked, strict=True) if pixels is not None]
+            unread += len(some) - len(small)
+            if small:
+                seen += [row for row, _ in small]
+                hashes.append(perceptual_hashes(np.stack([pixels for _, pixels in small])))
+            shown.update(len(some))
+    if unread:
+        notes.append(f"{unread} images that cannot be read")
+    same: dict[bytes, list[int]] = {}
+    for row, digest in digests.items():
+        same.setdefault(digest, []).append(row)
+    identical = [(a, b, 0) for group in same.values() for a, b in combinations(group, 2)]
+    exact = {(a, b) for a, b, _ in identical}
+    near = [(seen[a], seen[b], bits) for a, b, bits in near_pairs(np.concatenate(hashes), NEAR)] if hashes else []
+    near = [pair for pair in near if pair[:2] not in exact]
+    return _across(rows, identical), _across(rows, near)
+
+
+def _look(path: Path) -> tuple[bytes | None, np.ndarray | None]:
+    """The digest of a file, and its picture in small, uint8 (HASHED, HASHED, 3); None for what cannot be read."""
+    from skinbook.data.pixels import reduce
+
+    try:
+        digest = hashlib.blake2b(path.read_bytes(), digest_size=16).digest()
+    except OSError:
+        return None, None
+    try:
+        image, _ = images.decode(path, HASHED)
+    except SkinbookError:
+        return digest, None
+    return digest, np.asarray(reduce(image, (HASHED, HASHED)))
+
+
+def _across(rows: pd.DataFrame, pairs: list[tuple[int, int, int]]) -> dict[str, Any]:
+    """Pairs of rows that stand in two parts; a row listed in both under one name is another finding."""
+    name, part, lesion = (rows[column].to_numpy() for column in ("image_id", "part", "lesion_id"))
+    divided = [(a, b, bits) for a, b, bits in pairs if part[a] != part[b] and name[a] != name[b]]
+    unlike = [pair for pair in divided if pd.isna(lesion[pair[0]]) or lesion[pair[0]] != lesion[pair[1]]]
+    examples = [
+        {"images": [str(name[a]), str(name[b])], "parts": [str(part[a]), str(part[b])], "bits": bits}
+        for a, b, bits in sorted(unlike or divided, key=lambda pair: pair[2])[:EXAMPLES]
+    ]
+    return {"pairs": len(divided), "unlike_lesion": len(unlike), "examples": examples}
+
+
+def _mix(rows: pd.DataFrame) -> tuple[dict[str, dict[str, float]], dict[str, Any] | None]:
+    """The share of each diagnosis in each part, and where it differs most from the other parts, if by more than chance."""
+    from scipy.stats import chi2_contingency
+
+    counts = pd.crosstab(rows["dx"], rows["part"])
+    share = counts / counts.sum()
+    mix = {str(part): {str(dx): float(value) for dx, value in share[part].items()} for part in share}
+    worst: dict[str, Any] | None = None
+    for part in (p for p in counts.columns if p != "train"):
+        rest = counts.drop(columns=part).sum(axis=1)
+        gap = share[part] - rest / rest.sum()
+        chance = float(chi2_contingency(pd.concat([counts[part], rest], axis=1))[1]) if len(counts) > 1 else 1.0
+        dx = str(max(gap.index, key=lambda dx: (round(abs(gap[dx]), 9), gap[dx])))
+        if abs(gap[dx]) >= DRIFT and chance < DRIFT_CHANCE and (worst is None or abs(gap[dx]) > abs(worst["gap"])):
+            here, there = float(share[part][dx]), float(rest[dx] / rest.sum())
+            worst = {"part": str(part), "diagnosis": str(dx), "share": here, "elsewhere": there, "gap": float(gap[dx])}
+    return mix, worst
+
+
+def markdown(report: Report) -> str:
+    """The report as Markdown, which reads well in a terminal too."""
+    lines = [f"**{report.verdict}**", "", "| Part | Photographs |", "|---|---|"]
+    lines += [f"| {part} | {count:,} |" for part, count in report.photographs.items()]
+    if report.lesions is not None:
+        lines += ["", "## Lesions on both sides", ""]
+        lines += (
+            ["| Parts | Lesions in both | Their photographs |", "|---|---|---|"] if report.lesions["across"] else []
+        )
+        lines += [
+            f"| {' and '.join(a['parts'])} | {a['lesions']:,} | {a['photographs']:,} |"
+            for a in report.lesions["across"]
+        ] or ["None."]
+        for part, found in report.lesions["judged"].items():
+            lines += ["", f"{part}: {found['known']:,} of {found['photographs']:,} photographs ({found['share']:.0%}) "
+                          "show a lesion that stands in another part too."]  # fmt: skip
+    across, within = report.repeated["across"], report.repeated["within"]
+    if across or within:
+        lines += ["", "## Images that are listed more than once", ""]
+        lines += [f"- in {' and '.join(one['parts'])}: `{one['image']}`" for one in across[:EXAMPLES]]
+        lines += [f"- and {len(across) - EXAMPLES:,} more"] if len(across) > EXAMPLES else []
+        lines += [
+            f"- {count:,} rows of {part} repeat another one of it (oversampled copies?)"
+            for part, count in within.items()
+        ]
+    for found, title in ((report.identical, "Identical files"), (report.near, "Nearly the same photograph")):
+        if found is not None and found["pairs"]:
+            lines += ["", f"## {title}", "", f"{found['pairs']:,} pairs are divided between parts; "
+                      f"{found['unlike_lesion']:,} of them are not known to be one lesion.", ""]  # fmt: skip
+            lines += [
+                f"- `{e['images'][0]}` ({e['parts'][0]}) and `{e['images'][1]}` ({e['parts'][1]}), "
+                f"{e['bits']} of 255 bits apart" for e in found["examples"]
+            ]  # fmt: skip
+    if report.mix:
+        diagnoses = sorted({dx for shares in report.mix.values() for dx in shares})
+        lines += ["", "## The mix of diagnoses", "", f"| Diagnosis | {' | '.join(report.mix)} |"]
+        lines += ["|---" * (len(report.mix) + 1) + "|"]
+        lines += [
+            f"| {dx} | {' | '.join(f'{shares.get(dx, 0.0):.1%}' for shares in report.mix.values())} |"
+            for dx in diagnoses
+        ]
+    if report.drift:
+        d = report.drift
+        lines += ["", f"**Another mix:** {d['share']:.0%} of {d['part']} are {d['diagnosis']}, and {d['elsewhere']:.0%} "
+                      "of the rest. A score on it answers another question than the data set asks."]  # fmt: skip
+    if report.giveaways:
+        lines += ["", "## Columns that give the label away", ""]
+        lines += [
+            f"- `{g['column']}` = {g['value']}: always {g['always']} ({g['photographs']:,} photographs)"
+            for g in report.giveaways
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def shown(report: Report, style: str = "text") -> str:
+    """The report as Markdown, or without its marks and with its tables in columns, for a terminal."""
+    text = markdown(report)
+    if style == "markdown":
+        return text
+    lines: list[str] = []
+    for is_table, group in groupby(text.splitlines(), key=lambda line: line.startswith("|")):
+        if is_table:
+            cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in group]
+            cells = [row for row in cells if set("".join(row)) != {"-"}]
+            wide = [max(map(len, column)) for column in zip(*cells, strict=True)]
+            lines += ["  ".join(cell.ljust(w) for cell, w in zip(row, wide, strict=True)).rstrip() for row in cells]
+        else:
+            lines += [re.sub(r"\*\*|`|^#+ ", "", line) for line in group]
+    return "\n".join(lines)
+
+
+def snippet(split: Sequence[str], table: str = "", folder: str = "") -> str:
+    """A GitHub Actions workflow that audits a project's split at every push."""
+    urls = importlib.metadata.metadata("skinbook").get_all("Project-URL") or []
+    address = next((url.split(", ", 1)[1] for url in urls if url.startswith("Repository")), "")
+    command = " ".join(["skinbook audit", *map(str, split)])
+    command += f" --table {table}" if table else ""
+    command += f" --images {folder}" if folder else ""
+    return f"""\
+name: audit the split
+on: [push, pull_request]
+jobs:
+  audit:
+    runs-on: ubuntu-latest
+    steps:
+      - uses: actions/checkout@v4
+      - uses: actions/setup-python@v5
+        with: {{python-version: "3.11"}}
+      - run: pip install "skinbook @ git+{address}"
+      - run: {command}
+"""
