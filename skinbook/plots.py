@@ -73,14 +73,14 @@ def curves(history: pd.DataFrame, best_epoch: int | None = None) -> Figure:
         ax.set(xlabel="epoch", title=title)
         if best_epoch:
             ax.axvline(best_epoch, color="0.6", linestyle=":", label="epoch kept")
-        ax.legend()
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2, frameon=False)
     right.set_ylim(0, 1)
     return figure
 
 
 def confusion_matrix(counts: pd.DataFrame) -> Axes:
     """A confusion matrix: the colour is the share of the true class (row), the number is the count of photographs."""
-    side = 0.52 * len(counts) + 1.4
+    side = max(0.52 * len(counts) + 1.4, 3.2)  # two classes have long names
     _, ax = plt.subplots(figsize=(side + 0.8, side))
     totals = counts.sum(axis=1).replace(0, 1)
     sns.heatmap(
