@@ -47,7 +47,7 @@ class Augment:
 def draws(seed: int, epoch: int, images: np.ndarray) -> torch.Tensor:
     """Uniform draws in [0, 1), float32 (n, DRAWS), one row for each image number."""
     images = np.asarray(images, dtype=np.int64)[:, None]
-    kinds = (("augment", PLACE_AND_COLOUR), ("cutout", DRAWS - PLACE_AND_COLOUR))  # keyed apart: neither moves the other
+    kinds = (("augment", PLACE_AND_COLOUR), ("cutout", DRAWS - PLACE_AND_COLOUR))  # keyed apart, so as not to interfere
     found = [uniform((kind, seed, epoch), images * count + np.arange(count)) for kind, count in kinds]
     return torch.from_numpy(np.concatenate(found, axis=1).astype(np.float32))
 
