@@ -67,12 +67,18 @@ def maps(
     collected, start = [], 0
     # Score-CAM draws a progress bar for every photograph, on stderr.
     quiet = contextlib.redirect_stderr(io.StringIO()) if method == "score-cam" else contextlib.nullcontext()
-    with _walk_back_ends_at(layer, network.eval().to(batches.device)), quiet:
-        with getattr(pytorch_grad_cam, METHODS[method])(network, [layer], reshape_transform=reshape) as cam:
-            for batch in batches.epoch():
-                wanted = None if targets is None else targets[start : (start := start + len(batch.rows))]
-                asked = None if wanted is None else [ClassifierOutputTarget(int(target)) for target in wanted]
-                collected.append(cam(input_tensor=batch.inputs, targets=asked))
+    kind = getattr(pytorch_grad_cam, METHODS[method])
+    with (
+        _walk_back_ends_at(
+            layer, network.eval().to(batches.device)
+        ),  # first, so that the library sees what it hands on
+        quiet,
+        kind(network, [layer], reshape_transform=reshape) as cam,
+    ):
+        for batch in batches.epoch():
+            wanted = None if targets is None else targets[start : (start := start + len(batch.rows))]
+            asked = None if wanted is None else [ClassifierOutputTarget(int(target)) for target in wanted]
+            collected.append(cam(input_tensor=batch.inputs, targets=asked))
     return np.concatenate(collected)
 
 
@@ -145,7 +151,8 @@ def cascade(network, inputs, stages=4, seed=0):
     network = deepcopy(network)
     layers = [m for m in network.modules() if hasattr(m, "reset_parameters")][::-1]
     torch.manual_seed(seed)
-    for some in [[0], *np.array_split(np.arange(1, len(layers)), stages)]:
+    parts = np.array_split(np.arange(1, len(layers)), stages)
+    for some in [np.arange(1), *parts]:
         for k in some:
             layers[k].reset_parameters()
         for layer in layers[: some[-1] + 1]:
@@ -195,8 +202,8 @@ def erased(
         for batch in batches.epoch():
             n, _, side, _ = batch.inputs.shape
             here, start = slice(start, start + n), start + n
-            ranks = (-order[here].reshape(n, -1)).argsort(axis=1, kind="stable").argsort(axis=1).reshape(n, 1, side, side)
-            place = torch.from_numpy(ranks).to(batch.inputs.device)
+            highest_first = (-order[here].reshape(n, -1)).argsort(axis=1, kind="stable")
+            place = torch.from_numpy(highest_first.argsort(axis=1).reshape(n, 1, side, side)).to(batch.inputs.device)
             odd = 2 * int(1.5 * blur * side) + 1
             smooth = gaussian_blur(batch.inputs, [odd, odd], [blur * side, blur * side])
             old, new = (smooth, batch.inputs) if insert else (batch.inputs, smooth)
