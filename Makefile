@@ -14,7 +14,7 @@ REQUIREMENTS := --constraint constraints.txt --editable '.[book,test,lint]'
 BOOK := $(BIN)/skinbook book
 
 .DEFAULT_GOAL := help
-.PHONY: help environment book test lint format pair refresh refresh-ledger generate repository spread bench clean
+.PHONY: help environment book test test-browser lint format pair refresh refresh-ledger generate repository spread bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1|/' | awk -F'|' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -34,6 +34,10 @@ book: $(STAMP) ## build the book from the stored outputs; EDITION=ham10000 execu
 
 test: $(STAMP) ## unit tests and every chapter; CHAPTERS="01 03" narrows the chapters
 	SKINBOOK_CHAPTERS="$(CHAPTERS)" $(BIN)/python -m pytest --nbval
+
+test-browser: book ## the built pages in Chromium: faults, links, maths, search, keyboard, phone, contrast
+	@$(BIN)/python -c "import playwright, axe_playwright_python" 2>/dev/null || $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[browser]' || $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[browser]'
+	$(BIN)/python -m pytest tests/browser/pages.py
 
 lint: $(STAMP) ## ruff, mypy, codespell, and the floors of the house
 	$(BIN)/ruff check skinbook tests chapters

@@ -103,7 +103,8 @@ def setup(app) -> dict[str, bool]:
     """The book's Sphinx extension.
 
     Links to the book's own pages become links inside the rendered book, checked by Sphinx; and a chapter's "suggest
-    edit" leads to its text twin, since nobody wants to edit a notebook's JSON.
+    edit" leads to its text twin, since nobody wants to edit a notebook's JSON. Thebe's scripts, which the theme brings
+    although no page uses them, are left out: they declare one name twice, and the console shows an error.
     """
     own = f"]({repository()}/blob/main/chapters/"
 
@@ -116,7 +117,16 @@ def setup(app) -> dict[str, bool]:
                 if f"/edit/main/{page}.ipynb" in button.get("url", ""):
                     button["url"] = button["url"].replace(".ipynb", ".md")
 
+    def without_thebe(app, page: str, template: str, context: dict, doctree) -> None:
+        scripts = context.get("script_files", ())
+        context["script_files"] = [
+            script
+            for script in scripts
+            if "thebe" not in f"{getattr(script, 'filename', script)} {getattr(script, 'attributes', '')}".lower()
+        ]
+
     app.connect("source-read", make_local)
+    app.connect("html-page-context", without_thebe, priority=900)
     app.connect("html-page-context", edit_the_text, priority=900)  # after the theme made its buttons
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
