@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import stat
 import subprocess
 import sys
 import tomllib
@@ -86,26 +85,31 @@ def test_the_commands():
 
 
 @pytest.mark.parametrize("lies_there", [True, False])
-def test_ci_runs_all_three_and_finds_real_lesions_where_they_lie(tmp_path, lies_there):
+@pytest.mark.parametrize("browser", [True, False])
+def test_ci_runs_everything_and_finds_real_lesions_where_they_lie(tmp_path, lies_there, browser):
     project = tmp_path / "project"
     (project / ".ci").mkdir(parents=True)
     shutil.copy(HOME / ".ci" / "run", project / ".ci" / "run")
     if lies_there:
         (tmp_path / "shared" / "data" / "weights").mkdir(parents=True)
-    fake = tmp_path / "bin" / "make"
-    fake.parent.mkdir()
-    fake.write_text(
-        '#!/bin/sh\necho "$1 data=$SKINBOOK_DATA weights=$SKINBOOK_WEIGHTS"\n[ "$1" != lint ] || exit ${FAIL:-0}\n'
-    )
-    fake.chmod(fake.stat().st_mode | stat.S_IEXEC)
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("SKINBOOK_")}
-    environment = {**clean, "PATH": f"{fake.parent}{os.pathsep}{os.environ['PATH']}"}
-    run = [str(project / ".ci" / "run")]
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    make = 'echo "$1 data=$SKINBOOK_DATA weights=$SKINBOOK_WEIGHTS"\n[ "$1" != lint ] || exit ${FAIL:-0}'
+    fakes = {"make": make, "apt-get": "exit 1", **({"chromium": "exit 0"} if browser else {})}
+    for name, does in fakes.items():
+        (tools / name).write_text(f"#!/bin/sh\n{does}\n")
+        (tools / name).chmod(0o755)
+    for name in ("bash", "sh", "dirname"):
+        (tools / name).symlink_to(shutil.which(name))
+    environment = {**{k: v for k, v in os.environ.items() if not k.startswith("SKINBOOK_")}, "PATH": str(tools)}
+    run = ["/usr/bin/env", "bash", str(project / ".ci" / "run")]
     done = subprocess.run(run, env=environment, capture_output=True, text=True, check=True)
     there = (tmp_path / "shared" / "data").resolve() if lies_there else ""
     weights = f"{there}/weights" if lies_there else ""
     said = [line for line in done.stdout.splitlines() if not line.startswith("==")]
-    assert said == [f"{target} data={there} weights={weights}" for target in ("test", "lint", "book")]
+    targets = ["test", "lint", "book", *(["test-browser"] if browser else [])]
+    assert said == [f"{target} data={there} weights={weights}" for target in targets]
+    assert ("test-browser: left out" in done.stdout) != browser
     failed = subprocess.run(run, env={**environment, "FAIL": "3"}, capture_output=True, text=True, check=False)
     assert failed.returncode != 0
     assert "book data" not in failed.stdout
