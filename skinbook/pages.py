@@ -149,25 +149,31 @@ def audits() -> str:
             ("Split by lesion", lesion_split(table, seed=0)),
         ):
             split.parts.rename("part").reset_index().to_csv(file, index=False)
-            said = markdown(audit_given([file], metadata)).replace("\n## ", "\n### ")
-            parts.append(f"## {title}\n\n{said.strip()}")
+            said = markdown(audit_given([file], metadata)).replace("\n## ", "\n#### ")
+            parts.append(f"### {title}\n\n{said.strip()}")
     return "\n\n".join(parts)
 
 
 def _claims(claims: Mapping[str, Any]) -> str:
-    """A chapter's claims as a forest plot in a table: every row has its interval drawn on one axis, zero marked."""
-    ends = [abs(c[end]) for c in claims.values() for end in ("low", "high") if c[end] is not None]
+    """A chapter's claims as a forest plot in a table: every row has its interval drawn on one axis.
+
+    The mark in the middle is what the claim says the value lies above: zero, unless the sentence is followed by another.
+    """
+    ends = [abs(c[end] - c["above"]) for c in claims.values() for end in ("low", "high") if c[end] is not None]
     reach = max([end for end in ends if end <= WIDEST], default=WIDEST)
-    rows = [[sentence, _interval(found, reach), *_result_cells(found)] for sentence, found in claims.items()]
+    rows = []
+    for sentence, found in claims.items():
+        limit = f" (above {ledger.shown(found['above'])})" if found["above"] else ""
+        rows.append([sentence + limit, _interval(found, reach), *_result_cells(found)])
     return _table(["Claim", f"from {-reach:.2g} to {reach:.2g}", "Verdict", "95 % interval", "Seeds"], rows)
 
 
 def _interval(found: Mapping[str, Any], reach: float) -> str:
-    """A value and its interval as a small drawing, where they lie on the axis from -reach to reach; in words for all."""
-    low, value, high = found["low"], found["value"], found["high"]
-    if low is None or high is None or max(abs(low), abs(high)) > reach:
+    """A value and its interval as a small drawing, on an axis that reaches so far to both sides of the claim's mark."""
+    low, value, high, mark = found["low"], found["value"], found["high"], found["above"]
+    if low is None or high is None or max(abs(low - mark), abs(high - mark)) > reach:
         return ""
-    x = [round(80 + 76 * at / reach, 1) for at in (low, value, high)]
+    x = [round(80 + 76 * (at - mark) / reach, 1) for at in (low, value, high)]
     words = f"{ledger.shown(value)}, between {ledger.shown(low)} and {ledger.shown(high)}"
     return (
         f'<svg class="forest" width="160" height="16" viewBox="0 0 160 16" role="img" aria-label="{words}">'

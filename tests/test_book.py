@@ -315,7 +315,7 @@ HELD = {
     "03_cnn_lstm": {
         "provenance": {"date": "2026-01-31"},
         "reports": {"balanced accuracy": {"value": 0.7123, "low": 0.68, "high": 0.75, "seeds": {"0": {}, "1": {}}}},
-        "claims": {"a | b": {"verdict": "holds", "value": 0.05, "low": 0.01, "high": 0.09, "seeds": {"0": {}}}},
+        "claims": {"a | b": {"verdict": "holds", "value": 0.05, "low": 0.01, "high": 0.09, "above": 0.0, "seeds": {"0": {}}}},
     }
 }
 FRONT = """before
@@ -376,14 +376,17 @@ def test_the_page_of_results_shows_the_whole_ledger(monkeypatch):
 
 def test_an_interval_that_does_not_fit_the_axis_is_not_drawn():
     claims = {
-        name: {"verdict": "holds", "value": value, "low": low, "high": high, "seeds": {"0": {}}}
-        for name, value, low, high in (
-            ("years", 14.0, 13.0, 15.0),
-            ("share", 0.1, -0.1, 0.3),
-            ("none", 0.1, None, None),
+        name: {"verdict": "holds", "value": value, "low": low, "high": high, "above": above, "seeds": {"0": {}}}
+        for name, value, low, high, above in (
+            ("years", 14.0, 13.0, 15.0, 0.0),
+            ("share", 0.1, -0.1, 0.3, 0.0),
+            ("none", 0.1, None, None, 0.0),
+            ("more", 0.9, 0.7, 1.1, 0.6),
         )
     }
-    years, share, none = pages._claims(claims).splitlines()[2:]
+    years, share, none, more = pages._claims(claims).splitlines()[2:]
+    assert "| more (above 0.60) | <svg" in more
+    assert 'cx="125.6"' in more  # 0.3 to the right of the mark, on an axis that reaches 0.5
     assert "| years |  | holds 14.00" in years
     assert "<svg" in share
     assert "| none |  | holds 0.10 |  |" in none
