@@ -120,7 +120,9 @@ def all_results() -> str:
             if held["claims"]:
                 parts.append(_claims(held["claims"]))
             rows = [[what, *_result_cells(found)] for what, found in held["reports"].items()]
-            parts += [_table(["Result", "Measured", "95 % interval", "Seeds"], rows)] if rows else []
+            if rows:
+                numbers = _table(["Result", "Measured", "95 % interval", "Seeds"], rows)
+                parts.append(f"<details>\n<summary>Its {len(rows)} numbers</summary>\n\n{numbers}\n\n</details>")
     return "\n\n".join(parts) or "No results on real lesions are recorded yet."
 
 
