@@ -315,7 +315,9 @@ HELD = {
     "03_cnn_lstm": {
         "provenance": {"date": "2026-01-31"},
         "reports": {"balanced accuracy": {"value": 0.7123, "low": 0.68, "high": 0.75, "seeds": {"0": {}, "1": {}}}},
-        "claims": {"a | b": {"verdict": "holds", "value": 0.05, "low": 0.01, "high": 0.09, "above": 0.0, "seeds": {"0": {}}}},
+        "claims": {
+            "a | b": {"verdict": "holds", "value": 0.05, "low": 0.01, "high": 0.09, "above": 0.0, "seeds": {"0": {}}}
+        },
     }
 }
 FRONT = """before
