@@ -45,7 +45,7 @@ OTHERS = {
 NAMES = {
     "train": ("train", "training", "trn", "tr"),
     "validation": ("validation", "valid", "val", "dev", "development"),
-    "test": ("test", "testing", "tst", "te", "holdout", "hold-out", "eval", "evaluation"),
+    "test": ("test", "testing", "tst", "holdout", "hold-out", "eval", "evaluation"),
 }
 PART_OF = {name: part for part, names in NAMES.items() for name in names}
 UNUSED = ("", "none", "unused", "excluded", "ignore", "drop", "nan", "na")
