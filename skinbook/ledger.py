@@ -359,8 +359,8 @@ def tolerances(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             sd = statistics.stdev(map(statistics.mean, of_seed))
             threads = max(max(found) - min(found) for found in of_seed)
             tolerance = sd * float(stats.t.ppf(0.995, n - 1)) * math.sqrt(1 + 1 / n) + threads
-        rounded = {"tolerance": tolerance, "sd": sd, "threads": threads}
-        return {key: float(f"{size:.3g}") for key, size in rounded.items()} | {"n": n, "values": values}
+        rounded = {"sd": float(f"{sd:.3g}"), "threads": float(f"{threads:.3g}")}
+        return {"tolerance": _rounded_up(tolerance)} | rounded | {"n": n, "values": values}
 
     def spread(name: str) -> dict[str, Any]:
         found = moved(name, "value")
@@ -380,6 +380,19 @@ def tolerances(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "reports": {name: spread(name) for name in dict.fromkeys(n for run in runs for n in run["reports"])},
         "claims": {name: verdicts(name) for name in dict.fromkeys(n for run in runs for n in run["claims"])},
     }
+
+
+def _rounded_up(size: float) -> float:
+    """Three significant digits, and never less: what was measured must be within the tolerance."""
+    return float(f"{size:.3g}") if float(f"{size:.3g}") >= size else float(f"{size * 1.005:.3g}")
+
+
+def verdicts(edition: str, scale: str, chapter: str, sentence: str, seed: int = 0) -> set[str]:
+    """The verdicts that a claim had in the runs of one seed, which differ in nothing but the number of threads."""
+    measured = read("tolerances", edition, scale, chapter)
+    seen = measured.get("claims", {}).get(sentence, {}).get("verdicts", [])
+    runs = measured.get("runs", [])
+    return {verdict for run, verdict in zip(runs, seen, strict=False) if run["seed"] == seed and verdict}
 
 
 def tolerance(edition: str, scale: str, chapter: str, name: str) -> float:

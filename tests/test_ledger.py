@@ -164,6 +164,23 @@ def test_a_claim_that_varies_is_recorded_as_such():
     assert measured["claims"]["it flatters"]["varies"]
 
 
+def test_a_verdict_may_change_with_the_number_of_threads_but_not_with_the_seed(folder):
+    def run(seed, threads, verdict):
+        claims = {"it flatters": {"verdict": verdict}}
+        return told(seed, 1, 0, 1, claims=claims, run={"seed": seed, "threads": threads})
+
+    runs = [run(0, 1, "holds"), run(1, 1, "does not hold"), run(2, 1, "holds"), run(0, 2, "undecided")]
+    ledger.write("tolerances", "lab", "quick", "03_x", ledger.tolerances(runs))
+    assert ledger.verdicts("lab", "quick", "03_x", "it flatters") == {"holds", "undecided"}
+    assert ledger.verdicts("lab", "quick", "03_x", "another") == set()
+
+
+def test_a_tolerance_is_rounded_up():
+    far = 1.3157528638839722 - 1.3157527446746826
+    assert ledger._rounded_up(far) >= far
+    assert ledger._rounded_up(0.25) == 0.25
+
+
 def test_tolerances_are_exact_where_nothing_was_measured(folder):
     assert ledger.tolerance("lab", "quick", "03_x", "AUC") == ledger.EXACT
     ledger.write("tolerances", "lab", "quick", "03_x", ledger.tolerances([told(s, s, 0, 1) for s in (0, 1, 2)]))
