@@ -393,8 +393,10 @@ def refresh_ledger(names: Sequence[str] = (), home: Path = HOME, tell: Tell = pr
         part = nbformat.from_dict(json.loads(json.dumps(part)))
         label = f"{notebook.stem}, cells of the ledger (they may use only what the setup cell defines)"
         execute(part, notebook.parent, lab_environment(), label)
+        code = [cell for cell in cells.cells if cell.cell_type == "code"]
         for cell, done in zip(wanted, part.cells[-len(wanted) :], strict=True):
-            cell.execution_count = cell.execution_count or done.execution_count
+            # Its number in the whole chapter; a cell whose source changed has lost its own.
+            cell.execution_count = 1 + next(place for place, other in enumerate(code) if other is cell)
             cell.outputs = done.outputs
             for output in cell.outputs:
                 if output.output_type == "execute_result":

@@ -96,3 +96,10 @@ def test_a_missing_part_is_named():
     assert faults(sound()[:1]) == ["the first cell of code is not the setup cell"]
     assert "no section 'Exercises'" in faults([new_markdown_cell("nothing"), sound()[1]])
     assert "more than five sentences that carry numbers" in faults(sound() + [new_code_cell("say('a')")] * 6)
+
+
+@pytest.mark.parametrize("twin", CHAPTERS, ids=lambda path: path.stem)
+def test_the_cells_were_executed_in_order(twin):
+    cells = jupytext.read(twin.with_suffix(".ipynb")).cells
+    counts = [cell.execution_count for cell in cells if cell.cell_type == "code"]
+    assert counts == list(range(1, len(counts) + 1))

@@ -159,6 +159,9 @@ def test_only_the_cells_of_the_ledger_are_refreshed(home):
     after["cells"][3]["outputs"] = []
     assert after == before
     assert runs.refresh_ledger(["08"], home) == []
+    path.write_text(path.read_text().replace('"execution_count": 3', '"execution_count": null'))
+    assert runs.refresh_ledger(["08"], home, tell=lambda line: None) == [path], "a cell whose source changed"
+    assert json.loads(path.read_text())["cells"][3]["execution_count"] == 3
     path.write_text(path.read_text().replace("\n ", "\n  "))
     with pytest.raises(SkinbookError, match="not in the form that `make pair` writes"):
         runs.refresh_ledger(["08"], home)
