@@ -15,6 +15,7 @@ from torch import nn
 from skinbook.batches import Batches
 from skinbook.config import SkinbookError
 from skinbook.networks import Backbone
+from skinbook.training import predict
 
 
 class UNet(nn.Module):
@@ -67,8 +68,4 @@ def predict_masks(network: nn.Module, batches: Batches) -> np.ndarray:
     SkinbookError
         If the batches are shuffled or augmented.
     """
-    batches.must_be_plain()
-    network.eval().to(batches.device)
-    with torch.inference_mode():
-        found = [network(batch.inputs).sigmoid()[:, 0].float().cpu() for batch in batches.epoch()]
-    return torch.cat(found).numpy()
+    return torch.from_numpy(predict(network, batches)[:, 0]).sigmoid().numpy()
