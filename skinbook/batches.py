@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,12 +22,13 @@ RESIDENT_BYTES = 2**30  # a set below this moves to an accelerator whole
 @dataclass
 class Batch:
     """inputs : float32 (n, 3, size, size), or (n, …) for cached features; a pair where there is a second input.
-    labels : int64 (n,). rows : int64 (n,)."""
+    labels : int64 (n,). rows : int64 (n,). weight : of a mean over it, where several processes share a batch unevenly."""
 
     inputs: Any
     labels: torch.Tensor
     rows: np.ndarray
     masks: torch.Tensor | None = None
+    weight: float = 1.0
 
 
 @dataclass
@@ -41,6 +43,7 @@ class Batches:
     augment : None leaves the photographs as they are. shuffle : a new order every epoch.
     mean, std : the network's normalisation of RGB in [0, 1]. masks : uint8 (n, height, width) of 0 and 1.
     beside : float32 (n, …), a second input for every row of `pixels`, such as metadata: `Batch.inputs` is then a pair.
+    device : "cpu", "mps" or "cuda", which is this process's own GPU where several processes share a machine.
     """
 
     pixels: np.ndarray
@@ -61,6 +64,7 @@ class Batches:
     def __post_init__(self) -> None:
         self.rows = np.asarray(self.rows, dtype=np.int64)
         self.labels = np.asarray(self.labels, dtype=np.int64)
+        self.device = own_device(self.device)
         if len(self.rows) == 0:
             raise SkinbookError("There are no photographs to make batches of: the list of rows is empty.")
         if len(self.labels) != len(self.pixels):
@@ -103,12 +107,22 @@ class Batches:
         ]
         return [digest.hexdigest(), *options, *second]
 
-    def epoch(self, epoch: int = 0, share: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
-        """The batches of an epoch. share : (which, of how many) processes; each takes its part of every batch."""
-        count = len(self.rows)
+    def epoch(self, epoch: int = 0, share: tuple[int, int] = (0, 1), whole: bool = False) -> Iterator[Batch]:
+        """The batches of an epoch.
+
+        share : (which, of how many) processes; each takes its part of every batch or, where `whole`, every so-manyth batch.
+        """
+        count, (which, of) = len(self.rows), share
         order = permutation(("order", self.seed, epoch), count) if self.shuffle else np.arange(count)
-        for positions in np.array_split(order, len(self)):
-            yield self._batch(np.array_split(positions, share[1])[share[0]], epoch)
+        batches = np.array_split(order, len(self))
+        if whole:
+            yield from (self._batch(positions, epoch) for positions in batches[which::of])
+            return
+        for positions in batches:
+            own = np.array_split(positions, of)[which]
+            batch = self._batch(own, epoch)
+            batch.weight = len(own) * of / len(positions)
+            yield batch
 
     def _batch(self, positions: np.ndarray, epoch: int) -> Batch:
         rows, copies = self.rows[positions], self._copies[positions]
@@ -130,3 +144,9 @@ class Batches:
         if self.beside is None:
             return first
         return first, torch.from_numpy(self.beside[rows]).to(self.device).float()
+
+
+def own_device(device: str) -> str:
+    """The name of this process's own GPU, where the launcher of several processes numbered them; else as it is."""
+    number = os.environ.get("LOCAL_RANK")
+    return f"cuda:{number}" if device == "cuda" and number else device

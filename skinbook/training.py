@@ -7,9 +7,11 @@ every epoch, so a run that was killed goes on exactly where it was.
 
 from __future__ import annotations
 
+import atexit
 import copy
 import json
 import os
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -77,14 +79,17 @@ def fit(
     checkpoint : a file that is written after every epoch and resumed from where it exists.
     log : is handed one line an epoch; None for silence.
 
+    Started by `torchrun` or an Accelerate launcher, every process calls it with the same arguments and trains on its
+    part of every batch: `batch_size` is that of all together. The main one logs and writes the checkpoint.
+
     Raises
     ------
     SkinbookError
-        If the loss is not a finite number (naming epoch, batch and rows), an option is unknown, or the checkpoint
-        belongs to another run.
+        If the loss is not a finite number (naming epoch, batch and rows), an option is unknown, the checkpoint
+        belongs to another run, or a batch is too small for so many processes.
     """
     from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
+    from accelerate.utils import broadcast_object_list
 
     precision = settings().precision or precision or "fp32"
     if (
@@ -95,18 +100,19 @@ def fit(
         raise SkinbookError(
             f"fit() does not know schedule={schedule!r}, monitor={monitor!r} or precision={precision!r}."
         )
-    # So that two fits of one session may differ in precision and, where there is one process, in device.
-    AcceleratorState._reset_state(reset_partial_state="WORLD_SIZE" not in os.environ)
+    _join_processes(train.device)
     loss = loss or nn.CrossEntropyLoss()
     network.to(train.device).to(memory_format=torch.channels_last)  # faster convolutions
     if precision == "auto":
-        precision = faster_precision(network, next(train.epoch()), loss)
+        (precision,) = broadcast_object_list([faster_precision(network, next(train.epoch()), loss)])
     accelerator = Accelerator(cpu=train.device == "cpu", mixed_precision=PRECISION[precision])
     share = (accelerator.process_index, accelerator.num_processes)
     optim = _optimizer(network, optimizer, learning_rate, weight_decay)
     run = _Run(network, optim, learning_rate, monitor, average)
     about = (epochs, learning_rate, weight_decay, optimizer, schedule, warmup, patience, precision, seed, _named(loss))
     start = run.resume(checkpoint, train, validation, about)
+    _check_processes(train, start, checkpoint, share)
+    run.follow_main_process(share)
     wrapped, optim = accelerator.prepare(network, optim)
     run.scaler = accelerator.scaler
     if run.scaler is not None and run.scale:
@@ -116,7 +122,7 @@ def fit(
     for epoch in range(start, epochs):
         if run.finished:
             break
-        torch.manual_seed(key_bits(("torch", seed, epoch)) % 2**63)  # dropout
+        torch.manual_seed(key_bits(("torch", seed, epoch)) % 2**63 + share[0])  # dropout
         _train_mode(wrapped)
         total = 0.0
         for number, batch in enumerate(train.epoch(epoch, share)):
@@ -130,14 +136,13 @@ def fit(
                     "Lower the learning rate, or look at those images; the last checkpoint is untouched."
                 )
             optim.zero_grad(set_to_none=True)
-            accelerator.backward(value)
+            accelerator.backward(value * batch.weight)
             optim.step()
             if not accelerator.optimizer_step_was_skipped:  # as fp16 does when its gradients overflow
                 run.average_weights()
             total += value.item() * len(batch.rows)
         total = float(accelerator.reduce(torch.tensor(total, device=accelerator.device), "sum"))
-        for buffer in network.buffers() if share[1] > 1 else ():
-            torch.distributed.broadcast(buffer, 0)  # batch normalisation saw other photographs in every process
+        run.follow_main_process(share)  # batch normalisation saw other photographs in every process
         row = {"epoch": epoch + 1, "learning rate": run.rate, "train loss": total / len(train.rows)}
         if validation is not None:
             with run.averaged_weights():
@@ -150,6 +155,7 @@ def fit(
             run.save(checkpoint)
             if log is not None:
                 log("  ".join(f"{k} {v:.4g}" for k, v in row.items()) + ("  *" if improved else ""))
+    accelerator.wait_for_everyone()  # until the last checkpoint is written
     accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)  # else the network would stay in mixed precision
     run.restore_best()
     return Fit(pd.DataFrame(run.history), run.best_epoch, precision)
@@ -168,6 +174,41 @@ def faster_precision(network: nn.Module, batch, loss: Callable, steps: int = 3) 
             value.item()  # waits for the device
         seconds[precision] = time.perf_counter() - start
     return min(seconds, key=lambda precision: seconds[precision])
+
+
+def _join_processes(device: str) -> None:
+    """Let the processes that a launcher has started, if it was one, hear of each other."""
+    from accelerate import PartialState
+    from accelerate.state import AcceleratorState
+
+    # So that two fits of one session may differ in precision and, where there is one process, in device.
+    AcceleratorState._reset_state(reset_partial_state="WORLD_SIZE" not in os.environ)
+    PartialState(cpu=device == "cpu")
+    if torch.distributed.is_initialized():
+        atexit.unregister(_part)
+        atexit.register(_part)
+
+
+def _part() -> None:
+    """Take leave of the other processes: torch may abort a program that ends without. After an error, they are gone."""
+    if torch.distributed.is_initialized() and not hasattr(sys, "last_value"):
+        torch.distributed.destroy_process_group()
+
+
+def _check_processes(train: Batches, start: int, checkpoint: Path | None, share: tuple[int, int]) -> None:
+    """Each of several processes needs a photograph of every batch, and must go on from the same epoch."""
+    from accelerate.utils import gather_object
+
+    smallest = len(train.rows) // len(train)
+    if smallest < share[1]:
+        raise SkinbookError(
+            f"A batch of {smallest} cannot be shared by {share[1]} processes: raise batch_size, which is that of all "
+            "processes together, or start fewer."
+        )
+    if len(set(gather_object([start]))) > 1:
+        raise SkinbookError(
+            f"The processes do not find the same checkpoint {checkpoint}: it must lie on a disk that all machines share."
+        )
 
 
 def _train_mode(network: nn.Module) -> None:
@@ -192,10 +233,11 @@ def cosine(progress: float, warmup: float) -> float:
     return 0.5 * (1 + np.cos(np.pi * (progress - warmup) / (1 - warmup)))
 
 
-def predict(network: nn.Module, batches: Batches, flips: bool = False) -> np.ndarray:
+def predict(network: nn.Module, batches: Batches, flips: bool = False, share: tuple[int, int] = (0, 1)) -> np.ndarray:
     """Logits, float32 (rows, classes), in the order of `batches.rows`.
 
     flips : the mean over a photograph and its three mirror images (test-time augmentation).
+    share : (which, of how many) processes. Each predicts every so-manyth batch; all must call it, and get everything.
 
     Raises
     ------
@@ -207,26 +249,35 @@ def predict(network: nn.Module, batches: Batches, flips: bool = False) -> np.nda
     views: list[list[int]] = [[], [2], [3], [2, 3]] if flips else [[]]
     collected = []
     with torch.inference_mode():
-        for batch in batches.epoch():
+        for batch in batches.epoch(share=share, whole=True):
             logits = [network(batch.inputs.flip(view) if view else batch.inputs) for view in views]
             collected.append(torch.stack(logits).mean(0).float().cpu())
+    if share[1] > 1:
+        from accelerate.utils import gather_object
+
+        numbered = gather_object(list(zip(range(share[0], len(batches), share[1]), collected, strict=True)))
+        collected = [logits for _, logits in sorted(numbered, key=lambda pair: pair[0])]
     return torch.cat(collected).numpy()
 
 
 def _score(network: nn.Module, validation: Batches, loss: Callable, accelerator) -> dict[str, float]:
-    """Loss and the two accuracies on validation."""
+    """Loss and the two accuracies on validation, which the processes share; then all go by the main one's numbers."""
+    from accelerate.utils import broadcast_object_list
+
     with accelerator.autocast():
-        logits = torch.from_numpy(predict(network, validation))
+        share = (accelerator.process_index, accelerator.num_processes)
+        logits = torch.from_numpy(predict(network, validation, share=share))
     if not torch.isfinite(logits).all():
         raise SkinbookError("A score on validation is not a finite number; the last checkpoint is untouched.")
     labels = validation.labels[validation.rows]
     ones = np.ones((1, len(labels)))
     device_logits, device_labels = logits.to(validation.device), torch.from_numpy(labels).to(validation.device)
-    return {
+    found = {
         "validation loss": float(loss(device_logits, device_labels)),
         "validation accuracy": float(accuracy(labels, softmax(logits.numpy()), ones)[0]),
         "validation balanced accuracy": float(balanced_accuracy(labels, softmax(logits.numpy()), ones)[0]),
     }
+    return broadcast_object_list([found])[0]
 
 
 def _optimizer(network: nn.Module, name: str, rate: float, decay: float) -> torch.optim.Optimizer:
@@ -291,6 +342,11 @@ class _Run:
                 self.network.load_state_dict(own)
 
         return worn()
+
+    def follow_main_process(self, share: tuple[int, int]) -> None:
+        """Take the main process's weights and statistics, and their moving average, in every process."""
+        for tensor in (*self.network.state_dict().values(), *(self.mean or {}).values()) if share[1] > 1 else ():
+            torch.distributed.broadcast(tensor, 0)
 
     def record(self, row: dict[str, float]) -> bool:
         """Keep an epoch's row, and its weights where it is the best so far (without validation the last one is)."""
