@@ -359,7 +359,7 @@ def ledger_table(
 ) -> None:
     """Show what the ledger holds of a chapter (this one, if not named), or that it holds nothing.
 
-    names : only these reports and claims, in this order.
+    names : these results first, in this order; then come the claims, and all other numbers are folded below.
     """
     name = chapter or (_run.chapter.name if _run.chapter else "")
     text, html = ledger.page(name, edition, scale, names)

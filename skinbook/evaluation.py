@@ -18,6 +18,7 @@ import pandas as pd
 from skinbook.config import SkinbookError
 from skinbook.diagnoses import DEFAULT_DEFINITION, malignant
 from skinbook.keyed import integers
+from skinbook.rounding import shown
 
 RESAMPLES = 1000
 CALIBRATION_BINS = 15
@@ -32,7 +33,7 @@ class Interval:
     high: float
 
     def __str__(self) -> str:
-        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
+        return shown(self.value, self.low, self.high).replace("  ", " ")
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

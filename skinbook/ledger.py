@@ -24,6 +24,7 @@ from typing import Any
 from skinbook import __version__
 from skinbook.config import SkinbookError, book_data, settings
 from skinbook.files import replaced
+from skinbook.rounding import shown
 
 # The bundles in which a notebook's outputs carry what was said.
 SETUP, REPORT, CLAIM, SAY, LEDGER, FACTS = (
@@ -52,23 +53,6 @@ def verdict(low: float, high: float, above: float = 0.0) -> str:
     if low > above:
         return HOLDS
     return FAILS if high <= above else UNDECIDED
-
-
-def shown(value: float | None, low: float | None = None, high: float | None = None, digits: int = 2) -> str:
-    """A number for a reader, with the ends of its interval where it has one. Whole numbers are shown whole."""
-
-    def one(number: float | None) -> str:
-        if number is None:
-            return "undefined"
-        if isinstance(number, int):
-            return f"{number:,}"
-        # A number too small for its decimals would be shown as 0.00.
-        return f"{number:,.{digits}f}" if number == 0 or abs(number) >= 0.5 * 10**-digits else f"{number:.2g}"
-
-    if low is None or high is None:
-        return one(value)
-    ends = ", ".join(f"{end:,.{digits}f}" if isinstance(end, float) else one(end) for end in (low, high))
-    return f"{one(value)}  [{ends}]"
 
 
 def seen(mime: str, payload: Mapping[str, Any], digits: int = 2) -> dict[str, str]:
@@ -412,35 +396,50 @@ def value(name: str, chapter: str, edition: str, scale: str) -> SimpleNamespace 
 
 
 def page(chapter: str, edition: str, scale: str, names: Sequence[str] | None = None) -> tuple[str, str]:
-    """A chapter's results as text and as HTML: a table of reports, the claims, and a line on where they come from."""
+    """A chapter's results as text and as HTML: what is named, then its claims, then, folded, all other numbers; and a
+    line on where they come from."""
     stored = read("results", edition, scale, chapter)
-    rows = {
-        **{
-            n: (n, shown(r["value"], r["low"], r["high"]), len(r["seeds"]))
-            for n, r in stored.get("reports", {}).items()
-        },
-        **{
-            n: (n, f"{c['verdict']}: {shown(c['value'], c['low'], c['high'])}", len(c["seeds"]))
-            for n, c in stored.get("claims", {}).items()
-        },
+    claims = {
+        n: (n, f"{verdict_over_seeds(c)}: {shown(c['value'], c['low'], c['high'])}", str(len(c["seeds"])))
+        for n, c in stored.get("claims", {}).items()
     }
-    if names is not None:
-        rows = {name: rows[name] for name in names if name in rows}
+    reports = {
+        n: (n, shown(r["value"], r["low"], r["high"]), str(len(r["seeds"])))
+        for n, r in stored.get("reports", {}).items()
+    }
+    rows = claims | reports
     if not rows:
         sentence = f"The ledger holds no results of {chapter} on {edition} at {scale} scale yet."
         return sentence, f"<p>{html.escape(sentence)}</p>"
-    table = [("name", "value [95 % interval]", "seeds"), *((*row[:2], str(row[2])) for row in rows.values())]
+    first = list(dict.fromkeys([*(name for name in names or () if name in rows), *claims])) or list(reports)
+    others = [name for name in rows if name not in first]
     line = provenance_line(stored["provenance"], edition, scale)
-    # Laid out here and not by pandas, which cuts long texts in HTML and may do it differently in its next version.
+    texts, parts = _laid_out([rows[name] for name in first])
+    if others:
+        text, table = _laid_out([rows[name] for name in others])
+        texts += f"\n\nThe other {len(others)} results\n\n{text}"
+        parts += f"\n<details>\n<summary>The other {len(others)} results</summary>\n{table}\n</details>"
+    return f"{texts}\n\n{line}", f"{parts}\n<p><small>{html.escape(line)}</small></p>"
+
+
+def _laid_out(rows: Sequence[tuple[str, str, str]]) -> tuple[str, str]:
+    """A table as text and as HTML; not by pandas, which cuts long texts and may do it otherwise in its next version."""
+    table = [("name", "value [95 % interval]", "seeds"), *rows]
     widths = [max(len(row[column]) for row in table) for column in range(3)]
     text = "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in table)
     head, *body = (
-        "".join(f"<{tag}>{html.escape(text)}</{tag}>" for text in row)
+        "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row)
         for tag, row in zip(["th", *["td"] * len(rows)], table, strict=True)
     )
     lines = ["<table>", f"<thead><tr>{head}</tr></thead>", "<tbody>", *(f"<tr>{row}</tr>" for row in body)]
-    lines += ["</tbody>", "</table>", f"<p><small>{html.escape(line)}</small></p>"]
-    return f"{text}\n\n{line}", "\n".join(lines)
+    return text, "\n".join([*lines, "</tbody>", "</table>"])
+
+
+def verdict_over_seeds(found: Mapping[str, Any]) -> str:
+    """A recorded claim's verdict, with a word where its interval alone would say more than its seeds agree on."""
+    low, high, held = found["low"], found["high"], found["verdict"]
+    torn = held == UNDECIDED and low is not None and verdict(low, high, found["above"]) != UNDECIDED
+    return f"{held} (seeds disagree)" if torn else held
 
 
 def provenance_line(about: Mapping[str, Any], edition: str, scale: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from skinbook import chapter, ledger
 from skinbook.config import EDITIONS, SCALES, SkinbookError
 from skinbook.files import replaced
+from skinbook.rounding import decimals, shown
 
 RESULTS = re.compile(r"(<!-- results\s(.*?)-->\n)(.*?)(<!-- /results -->)", re.DOTALL)
 # Claims are drawn on one axis where they are shares or differences of shares; years and degrees have no place on it.
@@ -165,7 +166,7 @@ def _claims(claims: Mapping[str, Any]) -> str:
     reach = max([end for end in ends if end <= WIDEST], default=WIDEST)
     rows = []
     for sentence, found in claims.items():
-        limit = f" (above {ledger.shown(found['above'])})" if found["above"] else ""
+        limit = f" (above {shown(found['above'])})" if found["above"] else ""
         rows.append([sentence + limit, _interval(found, reach), *_result_cells(found)])
     return _table(["Claim", f"from {-reach:.2g} to {reach:.2g}", "Verdict", "95 % interval", "Seeds"], rows)
 
@@ -176,7 +177,7 @@ def _interval(found: Mapping[str, Any], reach: float) -> str:
     if low is None or high is None or max(abs(low - mark), abs(high - mark)) > reach:
         return ""
     x = [round(80 + 76 * (at - mark) / reach, 1) for at in (low, value, high)]
-    words = f"{ledger.shown(value)}, between {ledger.shown(low)} and {ledger.shown(high)}"
+    words = f"{_alike(found, 'value')}, between {_alike(found, 'low')} and {_alike(found, 'high')}"
     return (
         f'<svg class="forest" width="160" height="16" viewBox="0 0 160 16" role="img" aria-label="{words}">'
         '<line x1="80" y1="0" x2="80" y2="16" class="zero"/>'
@@ -186,9 +187,15 @@ def _interval(found: Mapping[str, Any], reach: float) -> str:
 
 def _result_cells(found: Mapping[str, Any]) -> list[str]:
     """Value, interval and number of seeds of a result; a claim's verdict goes before its value."""
-    shown = ledger.shown
-    interval = f"{shown(found['low'])} to {shown(found['high'])}" if found["low"] is not None else ""
-    return [" ".join(filter(None, [found.get("verdict"), shown(found["value"])])), interval, str(len(found["seeds"]))]
+    value, low, high = (_alike(found, part) for part in ("value", "low", "high"))
+    interval = f"{low} to {high}" if found["low"] is not None else ""
+    verdict = ledger.verdict_over_seeds(found) if "verdict" in found else ""
+    return [" ".join(filter(None, [verdict, value])), interval, str(len(found["seeds"]))]
+
+
+def _alike(found: Mapping[str, Any], part: str) -> str:
+    """One of a result's three numbers, with the decimals that all three need."""
+    return shown(found[part], digits=decimals(found["value"], found["low"], found["high"]))
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -36,7 +36,9 @@ def use_style() -> None:
             "axes.titlelocation": "left",
             "axes.titlesize": "medium",
             "axes.titleweight": "bold",
-            "legend.frameon": False,
+            # What lies behind a legend is dimmed and not hidden.
+            "legend.framealpha": 0.8,
+            "legend.edgecolor": "none",
         }
     )
 
@@ -116,10 +118,14 @@ def intervals(values: Mapping[str, Interval], xlabel: str, reference: float | No
     return ax
 
 
-def gallery(images: Sequence[np.ndarray], captions: Sequence[str], columns: int = 6) -> Figure:
-    """Photographs in a grid, uint8 (height, width, 3) each, with a caption below each one."""
+def gallery(images: Sequence[np.ndarray], captions: Sequence[str], columns: int | None = None) -> Figure:
+    """Photographs in a grid, uint8 (height, width, 3) each, with a caption above each one.
+
+    columns : four where that fills the rows, else three, if not given; more would be too small on a phone.
+    """
+    columns = columns or (4 if len(images) % 4 == 0 else 3)
     rows = -(-len(images) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(1.35 * columns, 1.65 * rows), squeeze=False)
+    figure, axes = plt.subplots(rows, columns, figsize=(1.9 * columns, 2.15 * rows), squeeze=False)
     for ax in axes.flat:
         ax.axis("off")
     for ax, image, caption in zip(axes.flat, images, captions, strict=False):

@@ -21,6 +21,7 @@ from skinbook.book import HOME, chapters
 from skinbook.config import EDITIONS, SCALES, SkinbookError, book_data
 from skinbook.files import replaced
 from skinbook.progress import bar
+from skinbook.rounding import shown
 
 Tell = Callable[[str], None]
 # Runs side by side hash sources; CPython 3.11 fails now and then when two threads parse at once (SystemError, "AST
@@ -333,9 +334,9 @@ def _write_tolerances(done: list[dict[str, Any]], edition: str, scale: str, name
 
 def summary(entry: Mapping[str, Any]) -> list[str]:
     """An entry's results, a line each, for a terminal."""
-    reports = [(n, ledger.shown(r["value"], r["low"], r["high"])) for n, r in entry["reports"].items()]
+    reports = [(n, shown(r["value"], r["low"], r["high"])) for n, r in entry["reports"].items()]
     claims = [
-        (n, f"{c['verdict']} {ledger.shown(c['value'], c['low'], c['high'])}") for n, c in entry["claims"].items()
+        (n, f"{c['verdict']} {shown(c['value'], c['low'], c['high'])}") for n, c in entry["claims"].items()
     ]
     return [f"  {name}: {text}" for name, text in reports + claims]
 

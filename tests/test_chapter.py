@@ -46,7 +46,9 @@ def recipes(monkeypatch, tmp_path):
         (0.0, "AUC  0.00", 0.0),
         (math.nan, "AUC  undefined", None),
         (interval(0.8312, 0.8, 0.861), "AUC  0.83  [0.80, 0.86]", 0.8312),
-        (interval(0.0001, -0.002, 0.3), "AUC  0.0001  [-0.00, 0.30]", 0.0001),
+        (interval(0.0001, -0.002, 0.3), "AUC  0.0001  [-0.0020, 0.3000]", 0.0001),
+        (interval(0.01, 0.004, 0.016), "AUC  0.010  [0.004, 0.016]", 0.01),
+        (interval(-0.000001, -0.002, 0.0), "AUC  0.0000  [-0.0020, 0.0000]", -0.000001),
     ],
 )
 def test_a_report_shows_a_number_and_carries_it_whole(shown, value, text, carried):

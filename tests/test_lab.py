@@ -270,3 +270,18 @@ def _linear_auc(features: np.ndarray, shown: np.ndarray) -> float:
     scaled = StandardScaler().fit(features[:half])
     model = Ridge(alpha=30).fit(scaled.transform(features[:half]), shown[:half])
     return float(roc_auc_score(shown[half:], model.predict(scaled.transform(features[half:]))))
+
+
+def test_the_number_of_hairs_is_that_of_the_picture(small_lab):
+    from dataclasses import replace
+
+    dataset = small_lab
+    counts, source = lab.hairs(dataset), dataset.images
+    assert counts.shape == (len(dataset.table),)
+    assert {0} < set(counts.tolist())
+    places = [int(np.flatnonzero(counts == 0)[0]), int(np.argmax(counts))]
+    for place, image_id in zip(places, dataset.table["image_id"].iloc[places], strict=True):
+        dx, seed, number, skin_type, photograph = source.task(image_id)
+        lesion = dermoscopy.lesion(dx, ("lab", seed, number), skin_type)
+        shaved = dermoscopy.render(replace(lesion, hairs=0), photograph, lab.SIZE, lab.SIZE).image
+        assert (shaved == source.read(image_id)).all() == (counts[place] == 0)

@@ -63,6 +63,12 @@ def test_a_gallery_shows_every_image_with_its_caption():
     assert len(figure.axes) == 9
 
 
+@pytest.mark.parametrize(("count", "columns"), [(6, 3), (8, 4), (12, 4), (5, 3)])
+def test_a_gallery_is_not_too_wide_for_a_phone(count, columns):
+    figure = plots.gallery([np.zeros((4, 4, 3), np.uint8)] * count, [""] * count)
+    assert figure.axes[0].get_gridspec().ncols == columns
+
+
 def test_the_palette_stays_apart_for_colour_blind_readers():
     """Okabe and Ito's colours differ in lightness too, so that they are told apart even in grey (but for the grey)."""
     grey = [np.dot(mpl.colors.to_rgb(colour), [0.299, 0.587, 0.114]) for colour in plots.PALETTE[:4]]

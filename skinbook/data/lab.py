@@ -397,6 +397,13 @@ def structures(dataset: Dataset, image_id: str) -> dict[str, np.ndarray]:
     return {name: mask for name, mask in masks.items() if mask.any()}
 
 
+def hairs(dataset: Dataset) -> np.ndarray:
+    """How many hairs are drawn across each photograph of the table, int64 (photographs,)."""
+    source = _lab(dataset)
+    tasks = _tasks(source.truth.iloc[[source.row(image_id) for image_id in dataset.table["image_id"]]], source.seed)
+    return np.array([dermoscopy.lesion(dx, ("lab", seed, number), skin).hairs for dx, seed, number, skin, _ in tasks])
+
+
 def render(dataset: Dataset, image_id: str, size: tuple[int, int] = (450, 600)) -> dermoscopy.Rendering:
     """Draw a photograph of the lab again at another size (height, width)."""
     return _draw(_lab(dataset).task(image_id), *size)
