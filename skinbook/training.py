@@ -89,7 +89,7 @@ def fit(
         belongs to another run, or a batch is too small for so many processes.
     """
     from accelerate import Accelerator
-    from accelerate.utils import broadcast_object_list
+    from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
 
     precision = settings().precision or precision or "fp32"
     if (
@@ -105,7 +105,12 @@ def fit(
     network.to(train.device).to(memory_format=torch.channels_last)  # faster convolutions
     if precision == "auto":
         (precision,) = broadcast_object_list([faster_precision(network, next(train.epoch()), loss)])
-    accelerator = Accelerator(cpu=train.device == "cpu", mixed_precision=PRECISION[precision])
+    accelerator = Accelerator(
+        cpu=train.device == "cpu",
+        mixed_precision=PRECISION[precision],
+        # A network may have parameters that it does not use; processes would wait for their gradients.
+        kwargs_handlers=[DistributedDataParallelKwargs(static_graph=True)],
+    )
     share = (accelerator.process_index, accelerator.num_processes)
     optim = _optimizer(network, optimizer, learning_rate, weight_decay)
     run = _Run(network, optim, learning_rate, monitor, average)
