@@ -10,26 +10,40 @@ notebook is also read in Colab and Kaggle; the rendered book turns it into a lin
 from __future__ import annotations
 
 import hashlib
+import html
+import http.client
 import os
 import re
 import shutil
 import subprocess
 import sys
+import textwrap
 import time
 import tomllib
-from collections.abc import Iterable, Sequence
+import urllib.request
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Annotated
-from urllib.parse import unquote, urlsplit
+from types import SimpleNamespace
+from typing import Annotated, Any
+from urllib.error import HTTPError
+from urllib.parse import unquote, urljoin, urlsplit
 
 import typer
 
-from skinbook.config import EDITIONS, SkinbookError
+from skinbook import ledger
+from skinbook.config import EDITIONS, SCALES, SkinbookError
 from skinbook.pages import all_results, audits, filled, picture, published, references, with_results
 
 HOME = Path(__file__).resolve().parent.parent
 BADGES = ("<!-- badges -->", "<!-- /badges -->")
+# The picture of pages that have no figure, and its description.
+FRONT = ("_static/diagnoses.jpg", "Eight generated lesions, one of each diagnosis in the lab.")
+# A link to another place, in Markdown or in HTML within it; an address may hold brackets.
+OUTSIDE = re.compile(r"(?:\]\(|<|href=\")(https?://(?:[^\s()<>\"]|\([^\s()]*\))+)")
+# What servers answer to a program although a person would be let in.
+SHY = (401, 403, 405, 406, 418, 429, 999)
 # A Markdown link to a page of the book, short (`glossary.md#token`) or in full.
 PAGE_LINK = re.compile(
     r"\]\((?:https://github\.com/[\w.-]+/[\w.-]+/blob/main/chapters/)?((?:index|datasets|results|limits|glossary|references|\d\d_\w+)\.(?:md|ipynb))(#[\w-]+)?\)"
@@ -55,6 +69,12 @@ def repository(home: Path = HOME) -> str:
     """The public address, from `[project.urls]` of pyproject.toml: the one place where it is kept."""
     with (checkout(home) / "pyproject.toml").open("rb") as file:
         return tomllib.load(file)["project"]["urls"]["Repository"].rstrip("/")
+
+
+def published_at(address: str) -> str:
+    """Where GitHub publishes the pages of a repository, with a slash at the end."""
+    owner, name = urlsplit(address).path.strip("/").split("/")
+    return f"https://{owner}.github.io/{name}/"
 
 
 def chapters(home: Path = HOME, wanted: Sequence[str] = ()) -> list[str]:
@@ -102,20 +122,31 @@ def dress(text: str, name: str, address: str) -> str:
 def setup(app) -> dict[str, bool]:
     """The book's Sphinx extension.
 
-    Links to the book's own pages become links inside the rendered book, checked by Sphinx; and a chapter's "suggest
-    edit" leads to its text twin, since nobody wants to edit a notebook's JSON. Thebe's scripts, which the theme brings
-    although no page uses them, are left out: they declare one name twice, and the console shows an error.
+    Links to the book's own pages become links inside the rendered book, checked by Sphinx; a chapter says when and where
+    it was last verified; each page has a card for those who share it; and a chapter's "suggest edit" leads to its text
+    twin, since nobody wants to edit a notebook's JSON. Thebe's scripts, which the theme brings although no page uses
+    them, are left out: they declare one name twice, and the console shows an error.
     """
     own = f"]({repository()}/blob/main/chapters/"
 
+    def know_the_address(app, config) -> None:
+        config.html_baseurl = config.html_baseurl or published_at(repository())
+
     def make_local(app, page: str, source: list[str]) -> None:
         source[0] = source[0].replace(own, "](")
+
+    def say_when_verified(app, doctree) -> None:
+        _insert_verified(doctree, app.env.docname.rpartition("/")[2])
 
     def edit_the_text(app, page: str, template: str, context: dict, doctree) -> None:
         for group in context.get("header_buttons", ()):
             for button in group.get("buttons", ()):
                 if f"/edit/main/{page}.ipynb" in button.get("url", ""):
                     button["url"] = button["url"].replace(".ipynb", ".md")
+
+    def with_a_card(app, page: str, template: str, context: dict, doctree) -> None:
+        if doctree is not None:
+            context["metatags"] = context.get("metatags", "") + card(doctree, app.config.html_baseurl, page)
 
     def without_thebe(app, page: str, template: str, context: dict, doctree) -> None:
         scripts = context.get("script_files", ())
@@ -125,10 +156,86 @@ def setup(app) -> dict[str, bool]:
             if "thebe" not in f"{getattr(script, 'filename', script)} {getattr(script, 'attributes', '')}".lower()
         ]
 
+    app.connect("config-inited", know_the_address)
     app.connect("source-read", make_local)
+    app.connect("doctree-read", say_when_verified)
+    app.connect("html-page-context", with_a_card)
     app.connect("html-page-context", without_thebe, priority=900)
     app.connect("html-page-context", edit_the_text, priority=900)  # after the theme made its buttons
     return {"parallel_read_safe": True, "parallel_write_safe": True}
+
+
+def card(doctree, address: str, page: str) -> str:
+    """The `<meta>` elements by which others show a link to a page: title, first sentences, and a picture.
+
+    The picture is the page's first figure, or else the front page's. (See the Open Graph protocol, ogp.me.)
+    """
+    from docutils import nodes
+
+    here = f"{address}{page}.html"
+    title = next((found.astext() for found in doctree.findall(nodes.title)), page)
+    prose = [
+        p.astext() for p in doctree.findall(nodes.paragraph) if isinstance(p.parent, nodes.section) and not p["classes"]
+    ]
+    about = textwrap.shorten(prose[0] if prose else title, 200, placeholder=" …")
+    figures = [f for f in doctree.findall(nodes.image) if f["uri"].endswith((".png", ".jpg", ".jpeg")) and f.get("alt")]
+    shown = (urljoin(here, figures[0]["uri"]), figures[0]["alt"]) if figures else (f"{address}{FRONT[0]}", FRONT[1])
+    told = {
+        "og:site_name": "skinbook",
+        "og:type": "website" if page.endswith("index") else "article",
+        "og:title": title,
+        "og:description": about,
+        "og:url": here,
+        "og:image": shown[0],
+        "og:image:alt": textwrap.shorten(shown[1], 400, placeholder=" …"),
+    }
+    named = {"description": about, "twitter:card": "summary_large_image"}
+    return "".join(
+        f'<meta {key}="{name}" content="{html.escape(text)}" />\n'
+        for key, pairs in (("property", told), ("name", named))
+        for name, text in pairs.items()
+    )
+
+
+def verified(name: str, home: Path = HOME) -> list[str]:
+    """When, where and how long a chapter was last run on real lesions, a line for each edition and scale of the ledger."""
+    from skinbook.runs import code_of
+
+    lines = []
+    for edition, scale in ((e, s) for e in EDITIONS for s in SCALES):
+        if not (about := ledger.read("results", edition, scale, name).get("provenance")):
+            continue
+        versions, minutes = about["versions"], list(about["minutes"].values())
+        notebook = home / "chapters" / f"{name}.ipynb"
+        changed = notebook.is_file() and code_of(notebook, edition, scale) != about["code"]
+        collection = {"dermamnist": "DermaMNIST"}.get(edition, edition.upper())
+        parts = [
+            f"{collection} at {scale} scale, {about['date']}",
+            _hardware(about["hardware"]),
+            f"{sum(minutes) / len(minutes):.0f} min a seed" if sum(minutes) >= len(minutes) else "under a minute",
+            ", ".join(f"{n} {versions[n.lower()]}" for n in ("Python", "torch", "timm") if n.lower() in versions),
+            *(["its code has changed since"] if changed else []),
+        ]
+        lines.append("; ".join(parts))
+    return lines
+
+
+def _hardware(about: Mapping[str, Any]) -> str:
+    """An accelerator, or the processor, in words."""
+    cores = f"{about['cores']} core{'s' if about['cores'] != 1 else ''} of {about['cpu']}"
+    return about.get("accelerator", cores)
+
+
+def _insert_verified(doctree, name: str) -> None:
+    """Put the line on when a chapter was last verified before the first paragraph of its page."""
+    from docutils import nodes
+
+    first = next((p for p in doctree.findall(nodes.paragraph) if isinstance(p.parent, nodes.section)), None)
+    if first is None or not re.match(r"\d\d_", name) or not (lines := verified(name)):
+        return
+    line = nodes.paragraph("", f"Last verified on {'. On '.join(lines)}. ", classes=["verified"])
+    line += nodes.reference("", "All results", refuri="results.html", internal=True)
+    first.parent.insert(first.parent.index(first), line)
 
 
 def move_repository(url: str, home: Path = HOME) -> list[Path]:
@@ -378,6 +485,70 @@ def _foreign(address: str) -> bool:
     return address.startswith("//") or urlsplit(address).scheme in ("http", "https")
 
 
+# Links to other places
+
+
+def links(home: Path = HOME) -> dict[str, list[str]]:
+    """Links from the pages, and from the files around them, to other places, each with the files that have it.
+
+    Those to the book's own repository are left out: they hold where the book lies, and other tests cover them.
+    """
+    own = f"{urlsplit(repository(home)).path}"
+    found: dict[str, list[str]] = {}
+    for page in sorted([*home.glob("*.md"), *(home / "chapters").glob("*.md")]):
+        for link in dict.fromkeys(OUTSIDE.findall(page.read_text(encoding="utf-8"))):
+            if not re.search(rf"github(?:\.com)?{re.escape(own)}(?![\w-])", link):
+                found.setdefault(link, []).append(page.relative_to(home).as_posix())
+    return dict(sorted(found.items()))
+
+
+def tried(link: str, seconds: float = 30) -> str:
+    """Why a link leads nowhere, or "" where it leads somewhere."""
+    request = urllib.request.Request(link, headers={"User-Agent": "Mozilla/5.0 (compatible; skinbook link check)"})
+    why = ""
+    for _ in range(2):  # a server may have a bad moment
+        try:
+            with urllib.request.urlopen(request, timeout=seconds):
+                return ""
+        except HTTPError as error:
+            if error.code in SHY:
+                return ""
+            why = f"answers {error.code}"
+        except (OSError, http.client.HTTPException) as error:
+            why = f"cannot be reached ({getattr(error, 'reason', error)})"
+    return why
+
+
+# What may go into git
+
+
+def check(home: Path = HOME) -> list[str]:
+    """What keeps the book from being committed, in sentences: the checks of `make test` that execute nothing.
+
+    A notebook is in line with its text twin; its outputs are lab/quick's, executed in order, without stderr and without
+    a path of a machine; what is generated is current.
+    """
+    import nbformat
+
+    from skinbook.nbval_plugin import Stored, Twin
+
+    found = []
+    for name in chapters(home):
+        notebook = home / "chapters" / f"{name}.ipynb"
+        if not notebook.is_file():
+            found.append(f"chapters/{name}.md has no notebook: run `make refresh CHAPTERS={name[:2]}`.")
+            continue
+        cells = nbformat.read(notebook, as_version=4)
+        held: Any = SimpleNamespace(parent=SimpleNamespace(path=notebook, nb=cells))
+        twin = Twin.faults(held) if notebook.with_suffix(".md").is_file() else []
+        found += [f"{notebook.name}: {fault}" for fault in [*twin, *Stored.faults(held)]]
+        counts = [cell.execution_count for cell in cells.cells if cell.cell_type == "code"]
+        if None not in counts and counts != list(range(1, len(counts) + 1)):
+            found.append(f"{notebook.name}: Cells were not executed in order: run `make refresh CHAPTERS={name[:2]}`.")
+    stale = [path for path, text in generated(home).items() if not path.is_file() or path.read_text("utf-8") != text]
+    return found + [f"{path.relative_to(home)} is not as it is generated now: run `make generate`." for path in stale]
+
+
 # Generated pages
 
 
@@ -456,6 +627,31 @@ def refresh_command(names: Names = None) -> None:
 def generate_command() -> None:
     """Rewrite what is generated."""
     _tell(generate(checkout()))
+
+
+@app.command("check")
+def check_command() -> None:
+    """Check what may go into git: twins, stored outputs, generated pages. Nothing is executed; 1 if there are faults."""
+    if faults := check(checkout()):
+        typer.echo("\n".join(faults))
+        raise typer.Exit(1)
+
+
+@app.command("links")
+def links_command(
+    try_them: Annotated[bool, typer.Option("--check", help="Try each, and leave with 1 if one leads nowhere.")] = False,
+) -> None:
+    """List links to other places."""
+    found = links(checkout())
+    if not try_them:
+        typer.echo("\n".join(found))
+        return
+    with ThreadPoolExecutor(8) as several:
+        whys = dict(zip(found, several.map(tried, found), strict=True))
+    broken = [f"{link} {why}: {', '.join(found[link])}" for link, why in whys.items() if why]
+    typer.echo("\n".join([*broken, f"{len(found)} links to other places, {len(broken)} of them lead nowhere."]))
+    if broken:
+        raise typer.Exit(1)
 
 
 @app.command("picture")

@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
 import pytest
+import typer
 import yaml
 
 from skinbook import book, pages
@@ -148,6 +151,160 @@ def test_moving_the_repository(home):
     for wrong in ("", "github.com/a/b", "https://example.org/a/b", "https://github.com/a"):
         with pytest.raises(SkinbookError, match="not the address of a GitHub repository"):
             book.move_repository(wrong, home)
+
+
+def test_a_page_has_a_card_for_those_who_share_it():
+    from docutils import nodes
+
+    page = nodes.document("", "")
+    page += (section := nodes.section())
+    section += nodes.title("", "Where the <lesion> ends")
+    section += nodes.admonition("", nodes.paragraph("", "No device."))
+    section += nodes.paragraph("", "Last verified", classes=["verified"])
+    section += nodes.paragraph("", 'Which pixels are "lesion"?' + " Some more words." * 20)
+    address = book.published_at("https://github.com/SOMEBODY/the-book")
+    assert address == "https://SOMEBODY.github.io/the-book/"
+    card = book.card(page, address, "chapters/08")
+    assert '<meta property="og:title" content="Where the &lt;lesion&gt; ends" />' in card
+    assert '<meta name="description" content="Which pixels are &quot;lesion&quot;? Some' in card
+    assert f'property="og:url" content="{address}chapters/08.html"' in card
+    assert f'property="og:image" content="{address}_static/diagnoses.jpg"' in card
+    assert (HOME / "chapters" / "_assets" / Path(book.FRONT[0]).name).is_file()
+    section += nodes.image(uri="../_images/a.svg", alt="drawn")
+    section += nodes.image(uri="../_images/b.png", alt="A disc over a lesion.")
+    card = book.card(page, address, "chapters/08")
+    assert f'property="og:image" content="{address}_images/b.png"' in card
+    assert 'property="og:image:alt" content="A disc over a lesion."' in card
+
+
+def test_a_chapter_says_when_it_was_verified_from_the_ledger(home, monkeypatch):
+    from docutils import nodes
+
+    from skinbook import ledger, runs
+
+    about = {
+        "date": "2026-01-31",
+        "code": "as recorded",
+        "hardware": {"cpu": "Abacus", "cores": 1},
+        "versions": {"python": "3.11.7", "torch": "2.6.0"},
+        "minutes": {"0": 2.0, "1": 4.4},
+    }
+    held = {("ham10000", "quick"): about}
+    monkeypatch.setattr(ledger, "read", lambda kind, e, s, name: {"provenance": held[e, s]} if (e, s) in held else {})
+    code = ["as recorded"]
+    monkeypatch.setattr(runs, "code_of", lambda notebook, edition, scale: code[0])
+    (home / "chapters" / "07_trial.ipynb").touch()
+    line = "HAM10000 at quick scale, 2026-01-31; 1 core of Abacus; 3 min a seed; Python 3.11.7, torch 2.6.0"
+    assert book.verified("07_trial", home) == [line]
+    code[0] = "changed"
+    held["ham10000", "full"] = {
+        **about,
+        "hardware": {"cpu": "Abacus", "cores": 8, "accelerator": "Tesla T4"},
+        "minutes": {"0": 0.4},
+    }
+    full = "HAM10000 at full scale, 2026-01-31; Tesla T4; under a minute; Python 3.11.7, torch 2.6.0"
+    assert book.verified("07_trial", home) == [f"{text}; its code has changed since" for text in (line, full)]
+
+    def shown(name):
+        section = nodes.section("", nodes.title("", "T"), nodes.raw("", "badges"), nodes.paragraph("", "Prose."))
+        page = nodes.document("", "")
+        page += section
+        book._insert_verified(page, name)
+        return [child.astext() for child in section]
+
+    _, _, said, prose = shown("07_trial")
+    assert said.startswith("Last verified on HAM10000 at quick scale")
+    assert said.endswith("All results")
+    assert prose == "Prose."
+    assert len(shown("glossary")) == 3
+    held.clear()
+    assert len(shown("07_trial")) == 3
+
+
+# Links to other places
+
+
+def test_links_to_other_places_are_listed_and_the_books_own_are_not(home):
+    (home / "README.md").write_text(
+        f"[a](https://doi.org/10.1/S(21)2-1) <https://b.example/x> {ADDRESS}-else [o]({ADDRESS}/x)"
+    )
+    (home / "chapters" / "more.md").write_text(
+        '<a href="https://b.example/x">b</a> [c](03_x.ipynb) `https://code.example`'
+    )
+    book.pair("07_trial", home=home)
+    found = {"https://b.example/x": ["README.md", "chapters/more.md"], "https://doi.org/10.1/S(21)2-1": ["README.md"]}
+    assert book.links(home) == found
+
+
+def test_a_link_is_tried(monkeypatch, capsys):
+    answers = {"/there": 200, "/shy": 403, "/gone": 404, "/ill": 503}
+
+    class Server(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(answers[self.path])
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    there = f"http://127.0.0.1:{server.server_port}"
+    assert [book.tried(there + path) for path in answers] == ["", "", "answers 404", "answers 503"]
+    found = {there + "/there": ["a.md"], there + "/gone": ["a.md", "b.md"]}
+    monkeypatch.setattr(book, "links", lambda home: found)
+    with pytest.raises(typer.Exit) as left:
+        book.links_command(try_them=True)
+    assert left.value.exit_code == 1
+    said = capsys.readouterr().out
+    assert said == f"{there}/gone answers 404: a.md, b.md\n2 links to other places, 1 of them lead nowhere.\n"
+    server.shutdown()
+    server.server_close()
+    assert "cannot be reached" in book.tried(there + "/there", seconds=1)
+    book.links_command(try_them=False)
+    assert capsys.readouterr().out == "\n".join(found) + "\n"
+
+
+# What may go into git
+
+
+@pytest.mark.parametrize(
+    ("count", "output", "text", "fault"),
+    [
+        (2, "4", "a + 1", None),
+        (3, "4", "a + 1", "not executed in order"),
+        (None, "4", "a + 1", "never executed"),
+        (2, "4", "a + 2", "differ in the source of cell 3"),
+        (2, "/home/somebody/a.png", "a + 1", "path of a machine"),
+        (2, None, "a + 1", "stderr stored"),
+    ],
+)
+def test_what_may_not_go_into_git(home, monkeypatch, capsys, count, output, text, fault):
+    monkeypatch.setattr(book, "generated", lambda home: {})
+    book.pair("07_trial", home=home)
+    notebook = nbformat.read(home / "chapters" / "07_trial.ipynb", as_version=4)
+    _, first, second = notebook.cells
+    first.execution_count, second.execution_count = 1, count
+    name = "stdout" if output else "stderr"
+    second.outputs = [nbformat.v4.new_output("stream", name=name, text=output or "A warning")]
+    nbformat.write(notebook, home / "chapters" / "07_trial.ipynb")
+    twin = home / "chapters" / "07_trial.md"
+    twin.write_text(twin.read_text().replace("a + 1", text))
+    found = book.check(home)
+    if fault is None:
+        assert found == []
+        (home / "README.md").write_text("stale")
+        monkeypatch.setattr(book, "generated", lambda home: {home / "README.md": "new"})
+        assert book.check(home) == ["README.md is not as it is generated now: run `make generate`."]
+        return
+    assert len(found) == 1
+    assert found[0].startswith("07_trial.ipynb: ")
+    assert fault in found[0]
+    monkeypatch.setattr(book, "check", lambda home: found)
+    with pytest.raises(typer.Exit) as left:
+        book.check_command()
+    assert left.value.exit_code == 1
+    assert fault in capsys.readouterr().out
 
 
 # Pairs and outputs
