@@ -14,7 +14,7 @@ REQUIREMENTS := --constraint constraints.txt --editable '.[book,test,lint]'
 BOOK := $(BIN)/skinbook book
 
 .DEFAULT_GOAL := help
-.PHONY: help environment book test test-browser lint format pair refresh refresh-ledger generate repository spread bench clean
+.PHONY: help environment book test test-alone test-browser test-oldest test-newest lint hooks format pair refresh refresh-ledger generate repository links spread bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1|/' | awk -F'|' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -35,9 +35,28 @@ book: $(STAMP) ## build the book from the stored outputs; EDITION=ham10000 execu
 test: $(STAMP) ## unit tests and every chapter; CHAPTERS="01 03" narrows the chapters
 	SKINBOOK_CHAPTERS="$(CHAPTERS)" $(BIN)/python -m pytest --nbval
 
+test-alone: $(STAMP) ## each notebook alone, as Colab has it: the wheel, an empty folder, no network; CHAPTERS="03" narrows
+	SKINBOOK_ALONE="$(or $(CHAPTERS),all)" $(BIN)/python -m pytest tests/test_alone.py
+
 test-browser: book ## the built pages in Chromium: faults, links, maths, search, keyboard, phone, contrast
 	@$(BIN)/python -c "import playwright, axe_playwright_python" 2>/dev/null || $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[browser]' || $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[browser]'
 	$(BIN)/python -m pytest tests/browser/pages.py
+
+# The unit tests in an environment of their own, without constraints. Compiled libraries are taken as wheels: the oldest
+# version of one is the lower bound of pyproject.toml, or the first that has a wheel for this Python.
+COMPILED := torch torchvision numpy scipy pandas scikit-learn matplotlib pillow pyyaml pyzmq
+define test_with
+	@test -n "$(PYTHON)" || { echo "skinbook needs Python 3.11 or newer; none is on the path."; exit 1; }
+	@test -x _build/$@/bin/uv || { $(PYTHON) -m venv _build/$@ && _build/$@/bin/python -m pip install --quiet uv; }
+	_build/$@/bin/uv pip install --python _build/$@/bin/python $(1) --editable '.[book,test]'
+	_build/$@/bin/python -m pytest tests $(TESTS)
+endef
+
+test-oldest: ## unit tests with the oldest libraries that pyproject.toml allows; TESTS="-k splits" narrows
+	$(call test_with,--resolution lowest-direct $(addprefix --only-binary ,$(COMPILED)))
+
+test-newest: ## unit tests with the newest libraries
+	$(call test_with,--upgrade)
 
 lint: $(STAMP) ## ruff, mypy, codespell, and the floors of the house
 	$(BIN)/ruff check skinbook tests chapters
@@ -45,6 +64,9 @@ lint: $(STAMP) ## ruff, mypy, codespell, and the floors of the house
 	$(BIN)/mypy
 	$(BIN)/codespell
 	$(BIN)/lint-imports --no-logo
+
+hooks: $(STAMP) ## check each commit before it is made: ruff, codespell, chapters, workflows
+	$(BIN)/pre-commit install
 
 format: $(STAMP) ## let ruff tidy package, tests and notebooks (then the text twins)
 	$(BOOK) pair
@@ -66,6 +88,9 @@ generate: $(STAMP) ## rewrite what is generated: results in README and book, ref
 
 repository: $(STAMP) ## set the public address everywhere: make repository URL=https://github.com/NAME/REPOSITORY
 	$(BOOK) repository "$(URL)"
+
+links: $(STAMP) ## list links to other places; CHECK=yes tries them
+	$(BOOK) links $(if $(CHECK),--check)
 
 spread: $(STAMP) ## measure the spread over seeds and threads that the tolerances come from
 	$(BIN)/skinbook spread $(CHAPTERS)
