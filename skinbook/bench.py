@@ -9,7 +9,7 @@ finds the threads or the memory of another:
     timm       timm's own loader and augmentation
 
 All of them train the same network on the same photographs with the same batch size, precision and optimiser. A time is
-that of the whole epoch, with what starting the workers takes.
+that of the whole epoch, with what starting the workers takes. What else is worth measuring stands in `bench_parts`.
 """
 
 from __future__ import annotations
@@ -314,142 +314,6 @@ def _timm(case: Case, network: Any, count: int) -> Work:
     return work
 
 
-def augmentation(sides: Sequence[int] = SIDES, batch: int = 32, repeats: int = 20) -> list[dict[str, Any]]:
-    """Milliseconds a photograph: the book's one grid and one matrix, torchvision v2, and kornia where it is installed."""
-    import torch
-
-    results = []
-    for side in sides:
-        pixels = torch.randint(0, 256, (batch, side, side, 3), dtype=torch.uint8)
-        ways = {"skinbook": _own_augmentation(side), "torchvision v2": _torchvision_v2(), "kornia": _kornia()}
-        found: dict[str, Any] = {"side": side}
-        for name, way in ways.items():
-            if way is None:
-                continue
-            way(pixels)
-            times = []
-            for _ in range(repeats):
-                started = time.perf_counter()
-                way(pixels)
-                times.append((time.perf_counter() - started) / batch * 1000)
-            found[name] = statistics.median(times)
-        results.append(found)
-    return results
-
-
-def _own_augmentation(side: int) -> Callable:
-    import numpy as np
-    import torch
-
-    from skinbook.augment import Augment, augmented, draws
-
-    change, half = Augment(**CHANGES), torch.full((3,), 0.5)
-    return lambda pixels: augmented(pixels, change, draws(0, 0, np.arange(len(pixels))), side, half, half)
-
-
-def _torchvision_v2() -> Callable:
-    """A photograph at a time, since v2 draws one set of parameters for a whole batch."""
-    import torch
-    from torchvision.transforms import v2
-
-    change = v2.Compose(
-        [
-            v2.RandomHorizontalFlip(),
-            v2.RandomVerticalFlip(),
-            v2.RandomRotation(CHANGES["rotate"], interpolation=v2.InterpolationMode.BILINEAR),
-            v2.ColorJitter(*(CHANGES[name] for name in ("brightness", "contrast", "saturation"))),
-            v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-        ]
-    )
-    return lambda pixels: torch.stack([change(photograph) for photograph in pixels.permute(0, 3, 1, 2)])
-
-
-def _kornia() -> Callable | None:
-    try:
-        import kornia.augmentation as K
-    except ImportError:
-        return None
-    jitter = [CHANGES[name] for name in ("brightness", "contrast", "saturation")]
-    change = K.AugmentationSequential(
-        K.RandomHorizontalFlip(),
-        K.RandomVerticalFlip(),
-        K.RandomRotation(CHANGES["rotate"], p=1.0),
-        K.ColorJiggle(*jitter, p=1.0),
-        data_keys=["input"],
-    )
-    return lambda pixels: change(pixels.permute(0, 3, 1, 2).float() / 255)
-
-
-def store(side: int = 128, repeats: int = 3) -> dict[str, float]:
-    """Seconds to build HAM10000's pixel store, beside a bare parallel decode and resize of the same files."""
-    import shutil
-    import tempfile
-    from concurrent.futures import ThreadPoolExecutor
-
-    import numpy as np
-
-    from skinbook.data import catalog, pixels
-
-    dataset = catalog.load("ham10000")
-    source: Any = dataset.images
-    names = dataset.table["image_id"].tolist()
-    built, bare = [], []
-
-    def decode(name: str) -> np.ndarray:
-        return np.asarray(pixels.reduce(source.image(name, side), (side, side)))
-
-    for _ in range(repeats):
-        folder = Path(tempfile.mkdtemp())
-        try:
-            started = time.perf_counter()
-            pixels.build(dataset, side, folder, progress=False)
-            built.append(time.perf_counter() - started)
-        finally:
-            shutil.rmtree(folder)
-        started = time.perf_counter()
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for _decoded in pool.map(decode, names, chunksize=32):
-                pass
-        bare.append(time.perf_counter() - started)
-    built_median, bare_median = statistics.median(built), statistics.median(bare)
-    return {
-        "images": len(names),
-        "side": side,
-        "store_seconds": built_median,
-        "bare_seconds": bare_median,
-        "ratio": built_median / bare_median,
-    }
-
-
-def odds_and_ends() -> dict[str, float]:
-    """Seconds: importing the package, opening a chapter, and all metrics with a thousand resamples of 2,000 lesions."""
-    import numpy as np
-
-    from skinbook.evaluation import METRICS, Evaluation
-
-    def seconds(code: str) -> float:
-        started = time.perf_counter()
-        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
-        return time.perf_counter() - started
-
-    bare = statistics.median(seconds("pass") for _ in range(3))
-    found = {"import skinbook": statistics.median(seconds("import skinbook") for _ in range(3)) - bare}
-    opened = 'import skinbook.chapter as c; b = c.setup("03_cnn_lstm"); b.table; b.split'
-    found["a chapter's first cell"] = statistics.median(seconds(opened) for _ in range(3)) - bare
-    draw = np.random.default_rng(0)
-    probabilities = draw.dirichlet(np.ones(CLASSES), 2000)
-    labels = draw.integers(0, CLASSES, 2000)
-    names = [f"class {k}" for k in range(CLASSES)]
-    started = time.perf_counter()
-    result = Evaluation(labels, probabilities, np.arange(2000), names)
-    for metric in METRICS:
-        result.metric(metric)
-    result.per_class()
-    found["metrics of 2,000 lesions, 1,000 resamples"] = time.perf_counter() - started
-    return found
-
-
 def machine() -> dict[str, Any]:
     """What it was measured on: processor, cores, versions, and the accelerator if there is one."""
     import timm
@@ -470,9 +334,16 @@ def machine() -> dict[str, Any]:
 
 
 def save(found: dict[str, Any], file: Path) -> None:
-    """Write what was measured as JSON."""
+    """Write what was measured as JSON, over the same parts of an earlier run on the same machine and versions."""
+    try:
+        earlier = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        earlier = {}
+    same = {k: v for k, v in earlier.get("machine", {}).items() if k != "date"} == {
+        k: v for k, v in found["machine"].items() if k != "date"
+    }
     with replaced(Path(file)) as partial:
-        partial.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        partial.write_text(json.dumps((earlier if same else {}) | found, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

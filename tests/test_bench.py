@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from skinbook import bench
+from skinbook import bench, bench_parts
 from skinbook.config import SkinbookError
 
 CASE = bench.Case("lab", 32, "test_resnet", batch_size=4)
@@ -92,7 +92,7 @@ def test_the_lab_is_drawn_once_as_jpegs_of_a_camera(tmp_path, monkeypatch):
 
 
 def test_augmentation_is_measured_beside_that_of_others():
-    (found,) = bench.augmentation([32], batch=2, repeats=1)
+    (found,) = bench_parts.augmentation([32], batch=2, repeats=1)
     assert found["side"] == 32
     assert min(found["skinbook"], found["torchvision v2"]) > 0
 
@@ -102,3 +102,54 @@ def test_what_was_measured_is_saved_with_the_machine(tmp_path):
     about = json.loads((tmp_path / "a" / "bench.json").read_text())["machine"]
     assert about["cores"] >= 1
     assert about["torch"]
+
+
+def test_parts_of_an_earlier_run_on_the_same_machine_stay(tmp_path):
+    file = tmp_path / "bench.json"
+    here = {"processor": "one", "date": "2026-01-01"}
+    bench.save({"machine": here, "waits": {"a": 1.0}, "store": {"ratio": 1.0}}, file)
+    bench.save({"machine": here | {"date": "2026-02-02"}, "waits": {"a": 2.0}}, file)
+    assert json.loads(file.read_text()) == {
+        "machine": here | {"date": "2026-02-02"},
+        "waits": {"a": 2.0},
+        "store": {"ratio": 1.0},
+    }
+    bench.save({"machine": here | {"processor": "another"}, "waits": {"a": 3.0}}, file)
+    assert "store" not in json.loads(file.read_text())
+
+
+def test_a_large_store_is_compared_with_a_small_one():
+    found = bench_parts.large_store(large=2000, small=1000, side=16, repeats=1)
+    assert found["images"] == 2000
+    assert min(found["ratio"], found["ms an image"], found["ms an image, small store"]) > 0
+    assert found["memory"] >= 0
+    assert "2,000" in bench_parts.told("large", found)[0]
+
+
+def test_memory_that_a_block_takes_and_gives_back_is_seen():
+    if not bench_parts._own_memory():
+        pytest.skip("this system does not say how much memory a process has of its own")
+    before = bench_parts._own_memory()
+    with bench_parts._Peak() as peak:
+        held = np.ones(50_000_000, dtype=np.uint8)
+        peak.look()
+        del held
+    assert peak.most > before + 40
+
+
+def test_grad_cam_is_compared_with_forward_and_backward():
+    found = bench_parts.grad_cam("test_resnet", side=32, count=8, repeats=1)
+    assert found["ratio"] == pytest.approx(found["rate"]["Grad-CAM"] / found["rate"]["forward and backward"])
+
+
+def test_every_part_has_words_for_a_terminal():
+    made_up = {
+        "augmentation": [{"side": 64, "skinbook": 0.06}],
+        "store": {"images": 10, "ratio": 1.0},
+        "large": {"images": 10, "ratio": 1.0, "memory": 1.0},
+        "grad-cam": {"ratio": 0.5, "network": "resnet18"},
+        "waits": {"a first cell": 1.0},
+        "chapters": {"01_eda": 20.0},
+    }
+    assert set(made_up) == set(bench_parts.PARTS)
+    assert all(bench_parts.told(part, found) for part, found in made_up.items())
