@@ -43,7 +43,7 @@ ABOUT_RESULTS = (
 ABOUT_TOLERANCES = (
     f"Written by `skinbook spread`, or by `skinbook run --record`, with at least {LEAST_SEEDS} seeds. A tolerance is "
     "half the width of the 99 % prediction interval of one further seed (a seed's value is the mean over its numbers of "
-    "threads), and the largest difference between numbers of threads. Where the value never moved, it is that of its interval; "
+    "threads and sets of instructions), and the largest difference between those. Where the value never moved, it is that of its interval; "
     "a report of which nothing moved has tolerance 0."
 )
 
@@ -317,9 +317,9 @@ def tolerances(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     The tolerance is t(0.995, n-1) · sd · √(1 + 1/n), half the width of the 99 % prediction interval of one further seed
     (for instance Hahn and Meeker, "Statistical Intervals", 1991, section 4.7), and the largest difference within a seed.
-    Numbers of threads are no independent runs: a seed's value is the mean over its own, and n counts the seeds. The
-    tolerance is 0 where all runs gave one value and one interval, or where fewer than three seeds gave any; where the value
-    stayed and its interval moved, the tolerance is that of the end that moved more.
+    Numbers of threads and sets of instructions are no independent runs: a seed's value is the mean over its own, and n
+    counts the seeds. The tolerance is 0 where all runs gave one value and one interval, or where fewer than three seeds
+    gave any; where the value stayed and its interval moved, the tolerance is that of the end that moved more.
 
     Raises
     ------
@@ -372,7 +372,7 @@ def _rounded_up(size: float) -> float:
 
 
 def verdicts(edition: str, scale: str, chapter: str, sentence: str, seed: int = 0) -> set[str]:
-    """The verdicts that a claim had in the runs of one seed, which differ in nothing but the number of threads."""
+    """The verdicts that a claim had in the runs of one seed, which differ in nothing but threads and instructions."""
     measured = read("tolerances", edition, scale, chapter)
     seen = measured.get("claims", {}).get(sentence, {}).get("verdicts", [])
     runs = measured.get("runs", [])

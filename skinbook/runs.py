@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,6 +24,16 @@ from skinbook.files import replaced
 from skinbook.progress import bar
 from skinbook.rounding import shown
 
+# What keeps torch, oneDNN, MKL and OpenBLAS from using more of a processor than AVX2.
+INSTRUCTIONS: dict[str, dict[str, str]] = {
+    "native": {},
+    "avx2": {
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+        "OPENBLAS_CORETYPE": "Haswell",
+    },
+}
 Tell = Callable[[str], None]
 # Runs side by side hash sources; CPython 3.11 fails now and then when two threads parse at once (SystemError, "AST
 # constructor recursion depth mismatch").
@@ -146,7 +157,8 @@ def fragment(
     edition, scale = environment["SKINBOOK_EDITION"], environment["SKINBOOK_SCALE"]
     with PARSING:
         code, package = code_of(notebook, edition, scale), ledger.package_hash()
-    run = {key.removeprefix("SKINBOOK_").lower(): int(v) for key, v in environment.items() if v.isdigit()}
+    settings = {k: v for k, v in environment.items() if k not in ("SKINBOOK_EDITION", "SKINBOOK_SCALE")}
+    run = {k.removeprefix("SKINBOOK_").lower(): int(v) if v.isdigit() else v for k, v in settings.items()}
     label = f"{name} on {edition}-{scale}, " + ", ".join(f"{key} {value}" for key, value in run.items())
     stem = "-".join(f"{key}-{value}" for key, value in run.items())
     kept = folder / f"{edition}-{scale}" / name / f"{stem}-{code}.json"
@@ -282,11 +294,15 @@ def spread(
     scale: str = "quick",
     seeds: int = 5,
     threads: Sequence[int] = (1, 2),
+    instructions: Sequence[str] = ("native", "avx2"),
     resume: bool = True,
     home: Path = HOME,
     tell: Tell = print,
 ) -> None:
     """Execute chapters with every seed and number of threads, and write how far each report moves.
+
+    instructions : "native", and "avx2" to execute every seed once more, with the first number of threads, as a processor
+    without AVX-512 would (only on x86).
 
     Raises
     ------
@@ -298,23 +314,31 @@ def spread(
     cores = os.cpu_count() or 1
     for notebook in _in_turn(names, edition, scale, home, tell):
         done: list[dict[str, Any]] = []
-        for count in threads:
+        for count, kind in _ways(threads, instructions):
 
-            def one(seed: int, count: int = count, notebook: Path = notebook) -> dict[str, Any]:
+            def one(seed: int, count: int = count, kind: str = kind, notebook: Path = notebook) -> dict[str, Any]:
                 known_by = {
                     "SKINBOOK_EDITION": edition,
                     "SKINBOOK_SCALE": scale,
                     "SKINBOOK_SEED": str(seed),
                     "SKINBOOK_THREADS": str(count),
+                    **({"SKINBOOK_INSTRUCTIONS": kind} if kind != "native" else {}),
                 }
-                return fragment(
-                    notebook, built(home) / "spread", known_by, resume, tell, {"OMP_NUM_THREADS": str(count)}
-                )
+                also = {"OMP_NUM_THREADS": str(count), **INSTRUCTIONS[kind]}
+                return fragment(notebook, built(home) / "spread", known_by, resume, tell, also)
 
             # As many at a time as have their cores to themselves.
             with ThreadPoolExecutor(max(1, cores // _enough(count, "The number of threads"))) as pool:
                 done += pool.map(one, range(seeds))
         _write_tolerances(done, edition, scale, notebook.stem, tell)
+
+
+def _ways(threads: Sequence[int], instructions: Sequence[str]) -> list[tuple[int, str]]:
+    """Numbers of threads, each with the instructions of its runs: all with the processor's own, the first with fewer."""
+    if odd := sorted(set(instructions) - set(INSTRUCTIONS)):
+        raise SkinbookError(f"{odd[0]!r} is no set of instructions; choose from {', '.join(INSTRUCTIONS)}.")
+    here = [kind for kind in instructions if kind == "native" or platform.machine() in ("x86_64", "AMD64")]
+    return [(count, kind) for kind in here for count in (threads if kind == "native" else threads[:1])]
 
 
 def _write_tolerances(done: list[dict[str, Any]], edition: str, scale: str, name: str, tell: Tell) -> None:
@@ -335,9 +359,7 @@ def _write_tolerances(done: list[dict[str, Any]], edition: str, scale: str, name
 def summary(entry: Mapping[str, Any]) -> list[str]:
     """An entry's results, a line each, for a terminal."""
     reports = [(n, shown(r["value"], r["low"], r["high"])) for n, r in entry["reports"].items()]
-    claims = [
-        (n, f"{c['verdict']} {shown(c['value'], c['low'], c['high'])}") for n, c in entry["claims"].items()
-    ]
+    claims = [(n, f"{c['verdict']} {shown(c['value'], c['low'], c['high'])}") for n, c in entry["claims"].items()]
     return [f"  {name}: {text}" for name, text in reports + claims]
 
 

@@ -1,9 +1,13 @@
 """Chapters are executed in kernels of their own; these are tiny ones."""
 
 import json
+import os
+import subprocess
+import sys
 
 import nbformat
 import pytest
+import torch
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from skinbook import chapter, ledger, runs
@@ -90,10 +94,43 @@ def test_spread_covers_seeds_and_threads(home):
     with pytest.raises(SkinbookError, match="The number of seeds is 2; expected a whole number of at least 3"):
         runs.spread(["07"], seeds=2, home=home, tell=told.append)
     assert told == []
-    runs.spread(["07"], seeds=3, threads=(1,), home=home, tell=told.append)
+    runs.spread(["07"], seeds=3, threads=(1,), instructions=("native",), home=home, tell=told.append)
     measured = ledger.read("tolerances", "lab", "quick", "07_x")
     assert measured["runs"] == [{"seed": seed, "threads": 1} for seed in range(3)]
     assert measured["reports"]["photographs"]["tolerance"] == 0
+
+
+def test_spread_covers_a_processor_without_avx512(monkeypatch):
+    monkeypatch.setattr(runs.platform, "machine", lambda: "x86_64")
+    assert runs._ways((1, 2), ("native", "avx2")) == [(1, "native"), (2, "native"), (1, "avx2")]
+    monkeypatch.setattr(runs.platform, "machine", lambda: "aarch64")
+    assert runs._ways((1,), ("native", "avx2")) == [(1, "native")]
+    with pytest.raises(SkinbookError, match="'sse' is no set of instructions; choose from native, avx2"):
+        runs._ways((1,), ("sse",))
+
+
+def test_runs_with_fewer_instructions_are_runs_of_their_own(home, monkeypatch):
+    monkeypatch.setattr(runs.platform, "machine", lambda: "x86_64")
+    given = []
+    kept = {"code": "c", "reports": {"AUC": {"value": 0.5, "low": None, "high": None}}, "claims": {}}
+
+    def fragment(notebook, folder, environment, resume, tell, also):
+        given.append((environment.get("SKINBOOK_INSTRUCTIONS"), also.get("ATEN_CPU_CAPABILITY")))
+        return kept | {"run": {"seed": int(environment["SKINBOOK_SEED"]), "threads": 1}}
+
+    monkeypatch.setattr(runs, "fragment", fragment)
+    runs.spread(["07"], seeds=3, threads=(1,), home=home, tell=lambda line: None)
+    assert sorted(given, key=str) == [("avx2", "avx2")] * 3 + [(None, None)] * 3
+
+
+@pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"), reason="no AVX2 on this processor"
+)
+def test_torch_obeys_the_smaller_set_of_instructions():
+    code = "import torch; print(torch.backends.cpu.get_cpu_capability())"
+    environment = {**os.environ, **runs.INSTRUCTIONS["avx2"]}
+    said = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == "AVX2"
 
 
 def test_one_seed_is_recorded_and_compared_exactly(home):
