@@ -8,3 +8,19 @@ window.addEventListener("load", () => {
   mark();
   window.addEventListener("resize", mark);
 });
+
+// On paper nothing can be opened, and paper is white: whatever is folded is printed unfolded, and in light colours.
+const page = document.documentElement.dataset;
+const folded = [];
+window.addEventListener("beforeprint", () => {
+  for (const box of document.querySelectorAll("article details:not([open])")) {
+    box.open = true;
+    folded.push(box);
+  }
+  page.before = page.theme;
+  page.theme = "light";
+});
+window.addEventListener("afterprint", () => {
+  for (const box of folded.splice(0)) box.open = false;
+  page.theme = page.before;
+});

@@ -16,6 +16,8 @@ import yaml
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import sync_playwright
 
+from skinbook.book import chapters, published_at, repository, verified
+
 HOME = Path(__file__).resolve().parents[2]
 BUILT = Path(os.environ.get("BOOK") or HOME / "_build" / "html")
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -128,6 +130,41 @@ def test_nothing_serious_stands_in_a_reader_s_way(name, page, address):
     assert serious(page) == [], "in the dark"
 
 
+@pytest.mark.parametrize("name", contents())
+def test_a_page_can_be_shared(name, page, address):
+    page.goto(f"{address}/{name}.html")
+    told = page.evaluate(
+        "Object.fromEntries([...document.querySelectorAll('meta[property^=\"og:\"]')].map(m => [m.getAttribute('property'), m.content]))"
+    )
+    ours = published_at(repository())
+    assert told["og:title"] == page.locator("article h1").evaluate("h => h.firstChild.textContent")
+    assert told["og:url"] == f"{ours}{name}.html"
+    assert 40 < len(told["og:description"]) <= 200
+    assert told["og:image"].startswith(ours)
+    assert (BUILT / told["og:image"].removeprefix(ours)).is_file()
+    assert len(told["og:image:alt"]) > 20
+    assert page.locator("meta[name=description]").get_attribute("content") == told["og:description"]
+    icon = page.locator("link[rel~=icon]").evaluate("link => link.href")
+    assert page.request.get(icon).ok
+
+
+@pytest.mark.parametrize("name", chapters())
+def test_a_chapter_has_its_buttons_and_says_when_it_was_verified(name, page, address):
+    page.goto(f"{address}/chapters/{name}.html")
+    links = page.evaluate("[...document.querySelectorAll('.article-header-buttons a')].map(a => a.href)")
+    there = f"{repository()}/blob/main/chapters/{name}.ipynb"
+    assert there.replace("https://github.com", "https://colab.research.google.com/github") in links
+    assert f"{repository()}/edit/main/chapters/{name}.md" in links
+    assert any(link.startswith(f"{repository()}/issues/new") for link in links)
+    said = [line.inner_text() for line in page.locator("article p.verified").all()]
+    assert len(said) == bool(verified(name))
+    for line in verified(name):
+        assert line in said[0]
+    assert page.locator("article p.verified a").evaluate_all("all => all.map(a => a.pathname)") == (
+        ["/chapters/results.html"] * len(said)
+    )
+
+
 def test_maths_is_typeset(page, address):
     shown = 0
     for name in contents():
@@ -172,9 +209,24 @@ def test_links_within_the_book_lead_to_a_place_that_exists(page, address):
 
 
 def test_a_chapter_prints(page, address, tmp_path):
-    page.goto(f"{address}/{contents()[1]}.html")
+    page.goto(f"{address}/{contents()[3]}.html", wait_until="networkidle")
+    page.evaluate(DARK)
+    page.set_viewport_size({"width": 700, "height": 990})  # A4 within its margins
     page.emulate_media(media="print")
+    folded = "document.querySelectorAll('article details:not([open])').length"
+    before = page.evaluate(folded)
+    assert before > 5
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.evaluate(folded) == 0, "nobody can unfold paper"
+    assert page.evaluate("document.documentElement.dataset.theme") == "light"
+    cut = "all => all.filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.textContent.slice(0, 80))"
+    assert page.locator("article pre, article table, article div.math").evaluate_all(cut) == []
+    unseen = "all => all.filter(e => !e.checkVisibility({opacityProperty: true})).length"
+    assert page.locator("article details pre").evaluate_all(unseen) == 0
+    assert not page.locator(".bd-sidebar-primary").is_visible()
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.evaluate(folded) == before
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
     paper = page.pdf(path=tmp_path / "chapter.pdf", format="A4")
     assert paper.startswith(b"%PDF")
     assert paper.count(b"/Type /Page\n") + paper.count(b"/Type /Page ") > 5
-    assert not page.locator(".bd-sidebar-primary").is_visible()
