@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -145,3 +147,39 @@ def test_the_commands_of_skinbook_in_workflows_exist():
                     command = command.commands[given.pop(0)] if hasattr(command, "commands") else command
                     known = {option for parameter in command.params for option in parameter.opts}
                     assert {word for word in given if word.startswith("--")} <= known
+
+
+def dry(*arguments: str) -> str:
+    """What make would run."""
+    # This test may itself run under make, whose own variables would speak here.
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS")) and k != "CHAPTERS"}
+    return subprocess.run(
+        ["make", "-n", *arguments], cwd=HOME, env=clean, capture_output=True, text=True, check=True
+    ).stdout
+
+
+def test_the_targets_that_workflows_and_contributors_use():
+    oldest, newest = dry("test-oldest"), dry("test-newest")
+    assert "--resolution lowest-direct --only-binary torch" in oldest
+    assert "--upgrade --editable" in newest
+    for name, text in (("test-oldest", oldest), ("test-newest", newest)):
+        assert f"_build/{name}/bin/python -m pytest tests" in text
+        assert "constraints" not in text
+    assert 'SKINBOOK_ALONE="all"' in dry("test-alone")
+    assert 'SKINBOOK_ALONE="01 03"' in dry("test-alone", "CHAPTERS=01 03")
+    assert "pre-commit install" in dry("hooks")
+    assert "links --check" in dry("links", "CHECK=yes")
+    assert "--check" not in dry("links")
+
+
+def test_the_hooks_use_tools_of_the_project_and_name_no_version():
+    config = yaml.safe_load((HOME / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
+    assert [repository["repo"] for repository in config["repos"]] == ["local"]
+    hooks = config["repos"][0]["hooks"]
+    extras = tomllib.loads((HOME / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    installed = {"skinbook", *(re.split(r"[<>=]", one)[0] for name in ("lint", "test") for one in extras[name])}
+    for hook in hooks:
+        assert hook["language"] == "system"
+        assert set(re.findall(r"\$\{VENV:-\.venv\}/bin/([\w-]+)", hook["entry"])) <= installed
+        assert (hook["entry"].endswith('"$@"\' --')) == hook.get("pass_filenames", True)
+    assert {hook["id"] for hook in hooks} == {"ruff-check", "ruff-format", "codespell", "book", "workflows"}
