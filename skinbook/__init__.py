@@ -4,3 +4,9 @@ A teaching tool, not a medical device. Importing the package is cheap: torch is 
 """
 
 __version__ = "0.1.0"
+
+import os as _os
+
+# A thread that waits for the others shall sleep. torch's OpenMP threads spin otherwise, and beside any other busy program
+# training then takes many times as long. OpenMP reads this once, when torch is imported: so it stands here.
+_os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
