@@ -1,33 +1,39 @@
 """A trained model to hand on: weights, classes, preprocessing, temperature, threshold, and what they were measured on.
 
 A bundle is a folder of two files. `bundle.json` can be read by a person; it names the weights file, a safetensors file,
-and holds its hash, so that weights which don't belong to it are refused. Nothing in a bundle is a pickle.
+and holds its hash, so that weights which don't belong to it are refused. Nothing in a bundle is a pickle. The weights
+file also holds what tells photographs apart that are unlike those of training (see `skinbook.novelty`), and a number of
+64 bits for each photograph and lesion that the model has seen, so that nobody is praised for recognising them.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
-from skinbook.batches import Batches
+from skinbook.augment import augmented
+from skinbook.card import BINARY, Answers, Kinds, Model, must_be_photographs, read, sealed_file, write
 from skinbook.config import SkinbookError
-from skinbook.diagnoses import DEFAULT_DEFINITION, DIAGNOSES, malignant
+from skinbook.diagnoses import DEFAULT_DEFINITION
 from skinbook.evaluation import softmax
 from skinbook.files import replaced
+from skinbook.keyed import key_bits
 from skinbook.networks import Backbone, Classifier
+from skinbook.novelty import ARRAYS, Novelty
 
-FORMAT = 1
-BINARY = ("benign", "malignant")
+__all__ = ["BINARY", "Bundle", "Seen"]
+
+FORMAT = 2
+CARD = "bundle.json"
 # What `bundle.json` must hold, and of which kind.
-KEYS: dict[str, type | tuple[type, ...]] = {
-    "format": int,
+KEYS: Kinds = {
     "network": str,
     "stride": (int, type(None)),
     "classes": list,
@@ -40,13 +46,39 @@ KEYS: dict[str, type | tuple[type, ...]] = {
     "split": str,
     "metrics": dict,
     "about": str,
+    "novelty": (dict, type(None)),
     "weights": str,
     "sha256": str,
 }
 
 
+@dataclass(frozen=True)
+class Seen:
+    """Which photographs and lesions trained or chose a model, as sorted uint64 hashes of their names.
+
+    Eight bytes each (52 kB for the 6,500 training photographs of HAM10000) are enough that no stranger is taken for one
+    of them, and neither names nor pixels are handed on.
+    """
+
+    images: np.ndarray
+    lesions: np.ndarray
+
+    @classmethod
+    def of(cls, images: Iterable[str], lesions: Iterable[str]) -> Seen:
+        """From image_ids and lesion_ids."""
+        return cls(np.unique(_hashed("image", images)), np.unique(_hashed("lesion", lesions)))
+
+    def knows(self, images: Iterable[str], lesions: Iterable[str]) -> np.ndarray:
+        """bool (n,): which of these photographs it has seen, or another one of their lesion."""
+        return np.isin(_hashed("image", images), self.images) | np.isin(_hashed("lesion", lesions), self.lesions)
+
+
+def _hashed(kind: str, names: Iterable[str]) -> np.ndarray:
+    return np.array([key_bits((kind, str(name))) for name in names], dtype=np.uint64)
+
+
 @dataclass
-class Bundle:
+class Bundle(Model):
     """A classifier with all that it takes to use it.
 
     Parameters
@@ -59,6 +91,8 @@ class Bundle:
     definition : which diagnoses count as malignant (a key of `diagnoses.MALIGNANT`).
     split : fingerprint of the split it was trained on. metrics : name to value, or to [value, low, high].
     about : a sentence on what it was trained on.
+    novelty : what tells photographs apart that are unlike those of training; None where nothing does.
+    seen : the photographs and lesions that trained or chose it; None where that is not known.
     """
 
     network: Classifier
@@ -70,64 +104,55 @@ class Bundle:
     split: str = ""
     metrics: Mapping[str, Any] = field(default_factory=dict)
     about: str = ""
+    novelty: Novelty | None = None
+    seen: Seen | None = None
 
     def __post_init__(self) -> None:
         self.classes = tuple(self.classes)
-        unknown = [name for name in self.classes if name not in DIAGNOSES]
-        if unknown and self.classes != BINARY:
-            raise SkinbookError(
-                f"{unknown[0]!r} is not a diagnosis that skinbook knows, and the classes are not {BINARY}."
-            )
+        self.check()
         if self.network.head.out_features != len(self.classes):
             raise SkinbookError(
                 f"The network gives {self.network.head.out_features} logits, and there are {len(self.classes)} classes."
             )
-        if not self.temperature > 0:
-            raise SkinbookError(f"The temperature is {self.temperature}; expected a number above 0.")
-        malignant("nv", self.definition)  # raises where nobody knows it
-        if self.image < 1:
-            raise SkinbookError(f"The image side is {self.image}; expected a number of pixels.")
+        wanted = self.network.backbone.channels + BESIDE
+        if self.novelty is not None and len(self.novelty.centre) != wanted:
+            raise SkinbookError(
+                f"What tells strange photographs apart has {len(self.novelty.centre)} features, and the network {wanted}."
+            )
 
     @property
-    def malignant(self) -> np.ndarray:
-        """bool (classes,): which columns count as malignant."""
-        if self.classes == BINARY:
-            return np.array([False, True])
-        return np.array([malignant(dx, self.definition) for dx in self.classes])
+    def limit(self) -> float | None:
+        return None if self.novelty is None else self.novelty.limit
+
+    @property
+    def refused(self) -> float | None:
+        return None if self.novelty is None else self.novelty.refused
+
+    def outputs(self, pixels: np.ndarray, batch_size: int = 64, device: str = "cpu") -> tuple[np.ndarray, np.ndarray]:
+        """Logits, float32 (n, classes), and features, float32 (n, d), of square photographs, uint8 (n, side, side, 3)."""
+        must_be_photographs(pixels)
+        backbone = self.network.backbone
+        mean, std = (torch.tensor(values, device=device) for values in (backbone.mean, backbone.std))
+        self.network.eval().to(device)
+        logits: list[np.ndarray] = [np.zeros((0, len(self.classes)), dtype=np.float32)]
+        features: list[np.ndarray] = [np.zeros((0, backbone.channels + BESIDE), dtype=np.float32)]
+        with torch.inference_mode():
+            for start in range(0, len(pixels), batch_size):
+                some = torch.from_numpy(np.ascontiguousarray(pixels[start : start + batch_size])).to(device)
+                inputs, _ = augmented(some, None, None, self.image, mean, std)
+                for kept, values in zip((logits, features), logits_and_features(self.network, inputs), strict=True):
+                    kept.append(values.float().cpu().numpy())
+        return np.concatenate(logits), np.concatenate(features)
+
+    def answers(self, pixels: np.ndarray, batch_size: int = 64, device: str = "cpu") -> Answers:
+        """Calibrated probabilities, and distances from the training photographs, of uint8 (n, side, side, 3)."""
+        logits, features = self.outputs(pixels, batch_size, device)
+        distances = None if self.novelty is None else self.novelty.distances(features)
+        return Answers(softmax(logits / self.temperature) if len(logits) else logits.astype(np.float64), distances)
 
     def probabilities(self, pixels: np.ndarray, batch_size: int = 64, device: str = "cpu") -> np.ndarray:
         """Calibrated probabilities, float64 (n, classes), of square photographs, uint8 (n, side, side, 3)."""
-        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3 or pixels.shape[1] != pixels.shape[2]:
-            raise SkinbookError(f"Photographs must be uint8 (n, side, side, 3); got {pixels.dtype} {pixels.shape}.")
-        if not len(pixels):
-            return np.zeros((0, len(self.classes)))
-        backbone, labels = self.network.backbone, np.zeros(len(pixels), dtype=np.int64)
-        batches = Batches(
-            pixels,
-            labels,
-            np.arange(len(pixels)),
-            batch_size,
-            size=self.image,
-            mean=backbone.mean,
-            std=backbone.std,
-            device=device,
-        )
-        self.network.eval().to(device)
-        with torch.inference_mode():
-            logits = [self.network(batch.inputs).float().cpu().numpy() for batch in batches.epoch()]
-        return softmax(np.concatenate(logits) / self.temperature)
-
-    def called_malignant(self, probabilities: np.ndarray) -> np.ndarray:
-        """bool (n,): whose malignant probability reaches the threshold.
-
-        Raises
-        ------
-        SkinbookError
-            If no threshold was chosen for this bundle.
-        """
-        if self.threshold is None:
-            raise SkinbookError("This bundle has no operating point: choose a threshold on validation photographs.")
-        return probabilities[:, self.malignant].sum(axis=1) >= self.threshold
+        return self.answers(pixels, batch_size, device).probabilities
 
     def save(self, folder: Path) -> Path:
         """Write the bundle into `folder`, in place of the one there if any; returns `folder`."""
@@ -135,37 +160,55 @@ class Bundle:
 
         folder = Path(folder)
         backbone = self.network.backbone
-        data = save(
-            {key: value.detach().cpu().clone().contiguous() for key, value in self.network.state_dict().items()}
-        )
+        tensors = {f"network/{key}": value for key, value in self.network.state_dict().items()}
+        if self.novelty is not None:
+            tensors |= {f"novelty/{name}": torch.from_numpy(getattr(self.novelty, name)) for name in ARRAYS}
+        if self.seen is not None:
+            for name in ("images", "lesions"):
+                tensors[f"seen/{name}"] = torch.from_numpy(getattr(self.seen, name).view(np.int64))
+        data = save({key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()})
         sha256 = hashlib.sha256(data).hexdigest()
         weights = folder / f"weights-{sha256[:12]}.safetensors"
         with replaced(weights) as partial:
             partial.write_bytes(data)
-        about = {
-            "format": FORMAT,
-            "about": self.about,
-            "network": backbone.name,
-            "stride": backbone.asked_stride,
-            "classes": list(self.classes),
-            "image": self.image,
-            "mean": list(backbone.mean),
-            "std": list(backbone.std),
-            "temperature": float(self.temperature),
-            "threshold": None if self.threshold is None else float(self.threshold),
-            "definition": self.definition,
-            "split": self.split,
-            "metrics": dict(self.metrics),
-            "weights": weights.name,
-            "sha256": sha256,
-        }
         # The weights are there before anything names them: a bundle cut off here is the old one, whole.
-        with replaced(folder / "bundle.json") as partial:
-            partial.write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write(
+            folder / CARD,
+            {
+                "format": FORMAT,
+                "about": self.about,
+                "network": backbone.name,
+                "stride": backbone.asked_stride,
+                "mean": list(backbone.mean),
+                "std": list(backbone.std),
+                **self.told(),
+                "weights": weights.name,
+                "sha256": sha256,
+            },
+        )
         for old in folder.glob("weights-*.safetensors"):
             if old != weights:
                 old.unlink(missing_ok=True)
         return folder
+
+    def told(self) -> dict[str, Any]:
+        """What a card says of any model, whichever way it goes out."""
+        return {
+            "classes": list(self.classes),
+            "image": self.image,
+            "temperature": float(self.temperature),
+            "threshold": None if self.threshold is None else float(self.threshold),
+            "definition": self.definition,
+            "novelty": self.novelty and {"limit": self.novelty.limit, "refused": self.novelty.refused},
+            "split": self.split,
+            "metrics": dict(self.metrics),
+        }
+
+    def export_onnx(self, folder: Path) -> Path:
+        """Write the model as ONNX, its card beside it (see `skinbook.onnx_model`); returns the ONNX file."""
+        from skinbook.onnx_model import export
+
+        return export(self, Path(folder))
 
     @classmethod
     def load(cls, folder: Path) -> Bundle:
@@ -180,53 +223,93 @@ class Bundle:
         from safetensors.torch import load
 
         folder = Path(folder)
-        file = folder / "bundle.json"
-        about = _read(file)
-        weights = folder / about["weights"]
-        if weights.parent != folder:
-            raise SkinbookError(f"{file} names weights outside its folder ({about['weights']!r}). Use another bundle.")
+        file = folder / CARD
+        card = read(file, KEYS, FORMAT)
+        data = sealed_file(folder, card["weights"], card["sha256"], file)
+        backbone = Backbone(card["network"], "none", card["stride"])
+        backbone.mean, backbone.std = tuple(card["mean"]), tuple(card["std"])
+        backbone.weights = f"bundle: {card['sha256'][:12]}"
+        network = Classifier(backbone, len(card["classes"]))
         try:
-            data = weights.read_bytes()
-        except OSError as error:
-            raise SkinbookError(f"{weights} cannot be read ({error.strerror}). Fetch the bundle again.") from None
-        if hashlib.sha256(data).hexdigest() != about["sha256"]:
-            raise SkinbookError(f"{weights} is not the file that bundle.json was written with. Fetch the bundle again.")
-        backbone = Backbone(about["network"], "none", about["stride"])
-        backbone.mean, backbone.std = tuple(about["mean"]), tuple(about["std"])
-        backbone.weights = f"bundle: {about['sha256'][:12]}"
-        network = Classifier(backbone, len(about["classes"]))
-        try:
-            network.load_state_dict(load(data))
-        except (SafetensorError, RuntimeError) as error:
+            tensors = load(data)
+            network.load_state_dict({k[8:]: v for k, v in tensors.items() if k.startswith("network/")})
+            novelty, seen = _novelty(card["novelty"], tensors), _seen(tensors)
+        except (SafetensorError, RuntimeError, KeyError) as error:
             reason = str(error).split("\n")[0]
             raise SkinbookError(
-                f"{weights} does not hold a {about['network']} ({reason}). Use another bundle."
+                f"{folder / card['weights']} does not hold a {card['network']} ({reason}). Use another bundle."
             ) from None
         kept = ("image", "temperature", "threshold", "definition", "split", "metrics", "about")
-        return cls(network.eval(), tuple(about["classes"]), **{key: about[key] for key in kept})
+        rest = {key: card[key] for key in kept}
+        return cls(network.eval(), tuple(card["classes"]), **rest, novelty=novelty, seen=seen)
 
 
-def _read(file: Path) -> dict[str, Any]:
-    """What `bundle.json` holds, every key there and of its kind."""
-    try:
-        about = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SkinbookError(
-            f"{file} cannot be read ({error.strerror}). Name the folder of a bundle: bundle.json and its weights."
-        ) from None
-    except ValueError as error:
-        raise SkinbookError(f"{file} is not JSON ({error}). Fetch the bundle again.") from None
-    for key, kind in KEYS.items():
-        if not isinstance(about, dict) or key not in about or not _is(about[key], kind):
-            raise SkinbookError(f"{file} has no usable {key!r}. Fetch the bundle again, or save it anew.")
-    if about["format"] != FORMAT:
-        raise SkinbookError(f"{file} has format {about['format']}, and this skinbook reads {FORMAT}. Update skinbook.")
-    for key, length in (("mean", 3), ("std", 3), ("classes", None)):
-        kind = str if key == "classes" else (int, float)
-        if not all(_is(part, kind) for part in about[key]) or length not in (None, len(about[key])):
-            raise SkinbookError(f"{file} has no usable {key!r}. Fetch the bundle again, or save it anew.")
-    return about
+# Features beside the backbone's: mean and spread of each colour, and how much neighbouring pixels differ, both ways.
+BESIDE = 12
 
 
-def _is(value: Any, kind: type | tuple[type, ...]) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool)
+def logits_and_features(network: Classifier, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits (n, classes) and the features that tell strange photographs apart (n, channels + BESIDE).
+
+    The backbone's own features know structures; colours and sharpness, taken from the photograph itself, catch what a
+    small network has learned to overlook.
+    """
+    pooled = network.backbone(inputs).mean(dim=(2, 3))
+    steps = ((inputs[:, :, 1:] - inputs[:, :, :-1]), (inputs[:, :, :, 1:] - inputs[:, :, :, :-1]))
+    about = [inputs.mean(dim=(2, 3)), inputs.std(dim=(2, 3), correction=0)]
+    about += [(step.abs().mean(dim=(2, 3)) + 0.01).log() for step in steps]
+    return network.head(pooled), torch.cat([pooled, *about], dim=1)
+
+
+class FromPixels(nn.Module):
+    """The whole way from pixels to answers as one module, which is what an ONNX file holds.
+
+    It takes photographs, uint8 (n, image, image, 3), and gives probabilities, float32 (n, classes), and, where the bundle
+    can tell, distances, float32 (n,).
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+    centre: torch.Tensor
+    scale: torch.Tensor
+    whitening: torch.Tensor
+    variances: torch.Tensor
+    rest: torch.Tensor
+
+    def __init__(self, bundle: Bundle) -> None:
+        super().__init__()
+        self.network, self.temperature = bundle.network, float(bundle.temperature)
+        for name in ("mean", "std"):
+            values = 255 * torch.tensor(getattr(bundle.network.backbone, name))
+            self.register_buffer(name, values[:, None, None])
+        self.tells = bundle.novelty is not None
+        if bundle.novelty is not None:
+            for name in ARRAYS:
+                self.register_buffer(name, torch.from_numpy(getattr(bundle.novelty, name)))
+
+    def forward(self, photographs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        inputs = (photographs.permute(0, 3, 1, 2).float() - self.mean) / self.std
+        logits, features = logits_and_features(self.network, inputs)
+        probabilities = torch.softmax(logits / self.temperature, dim=1)
+        if not self.tells:
+            return (probabilities,)
+        scaled = (features - self.centre) / self.scale
+        independent = scaled @ self.whitening
+        squares = (independent**2).sum(dim=1)
+        if self.whitening.shape[0] > self.whitening.shape[1]:
+            beside = scaled - independent @ (self.whitening * self.variances).T
+            squares = squares + (beside**2).sum(dim=1) / self.rest
+        return probabilities, squares.sqrt()
+
+
+def _novelty(told: Mapping[str, Any] | None, tensors: Mapping[str, torch.Tensor]) -> Novelty | None:
+    if told is None:
+        return None
+    arrays = {name: tensors[f"novelty/{name}"].float().numpy() for name in ARRAYS}
+    return Novelty(**arrays, limit=float(told["limit"]), refused=float(told["refused"]))
+
+
+def _seen(tensors: Mapping[str, torch.Tensor]) -> Seen | None:
+    if "seen/images" not in tensors:
+        return None
+    return Seen(*(tensors[f"seen/{name}"].long().numpy().view(np.uint64) for name in ("images", "lesions")))

@@ -7,30 +7,48 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import typer.core
 
 from skinbook.config import SkinbookError
 
 STORY = """A book on skin lesions that measures its own claims.
 
-Find out what data you have:  skinbook data status
+\b
+What data is there?       skinbook data status
+Run a chapter:            skinbook run 03
+  on real lesions:        skinbook run 03 --edition ham10000 --resume
+  and keep the results:   add --record, then  skinbook ledger status
+Train a model:            skinbook train --to my-model
+  judge it elsewhere:     skinbook evaluate -b my-model --table T --images D
+  ask it:                 skinbook predict photo.jpg more/ -b my-model
+Audit anybody's split:    skinbook audit split.csv --table T --images D
+How fast is it here?      skinbook bench
+Build the pages:          skinbook book build      (or make book, make test)
 
-Run a chapter:  skinbook run 03  (the generated lesions of the lab; minutes on a laptop)
-
-Run it on real lesions:  skinbook run 03 --edition ham10000 --seeds 3 --resume
-
-Keep what it found:  add --record, then look with  skinbook ledger status
-
-Audit a split of your own:  skinbook audit split.csv --table metadata.csv --images photographs/
-
-See how fast it is here:  skinbook bench
-
-In a checkout,  make book  builds the pages and  make test  checks every chapter.
+Nothing but the package is needed: the lab's lesions are generated.
 
 This is a teaching tool, not a medical device.
 """
 
+# What a reader does first stands first.
+ORDER = ("data", "run", "train", "evaluate", "predict", "bundle", "audit", "bench", "book")
+
+
+class Ordered(typer.core.TyperGroup):
+    """The commands in the order of the story, then all others."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        names = super().list_commands(ctx)
+        return sorted(names, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
+
+
 app = typer.Typer(
-    help=STORY, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
+    cls=Ordered,
+    help=STORY,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
 )
 ledger_app = typer.Typer(
     help="The ledger: results of real lesions, and the pages that show them.", no_args_is_help=True
@@ -40,10 +58,13 @@ lab_app = typer.Typer(help="The lab: generated lesions.", no_args_is_help=True)
 
 def _mounted() -> typer.Typer:
     """The whole command line, with the parts that live in modules of their own."""
-    from skinbook import book, cli_data
+    from skinbook import book, cli_data, cli_models
 
     if not app.registered_groups:
+        for command in (cli_models.train, cli_models.evaluate, cli_models.predict):
+            app.command()(command)
         app.add_typer(cli_data.app, name="data")
+        app.add_typer(cli_models.bundle_app, name="bundle")
         app.add_typer(ledger_app, name="ledger")
         app.add_typer(lab_app, name="lab")
         app.add_typer(book.app, name="book")

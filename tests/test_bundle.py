@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from skinbook.bundle import Bundle
+from skinbook import card
+from skinbook.bundle import Bundle, Seen
 from skinbook.config import SkinbookError
 from skinbook.networks import Backbone, Classifier
+from skinbook.novelty import Novelty
 
 PHOTOGRAPHS = np.random.default_rng(0).integers(0, 256, (5, 48, 48, 3), dtype=np.uint8)
 LAB = ("nv", "mel", "bkl", "bcc", "ak", "scc", "vasc", "df")
@@ -59,15 +61,23 @@ def test_a_second_bundle_takes_the_place_of_the_first(tmp_path):
     assert torch.equal(Bundle.load(tmp_path).network.head.bias, other.network.head.bias)
 
 
-def change(folder, **keys):
+def change(folder, sealed=True, **keys):
+    """Change entries of a card; sealed: as if it had been saved like this."""
     file = folder / "bundle.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **keys}))
+    held = {**json.loads(file.read_text()), **keys}
+    if sealed:
+        del held["seal"]
+        card.write(file, held)
+    else:
+        file.write_text(json.dumps(held))
 
 
 @pytest.mark.parametrize(
     ("keys", "sentence"),
     [
-        ({"format": 2}, "this skinbook reads 1"),
+        ({"format": 3}, "this skinbook reads 2. Update skinbook"),
+        ({"format": 1}, "this skinbook reads 2. Train or save the model again"),
+        ({"format": "2"}, "no usable 'format'"),
         ({"classes": ["nv", "mel"]}, "does not hold a test_resnet"),
         ({"classes": ["nv", 3]}, "no usable 'classes'"),
         ({"classes": "nv mel"}, "no usable 'classes'"),
@@ -81,6 +91,9 @@ def change(folder, **keys):
         ({"weights": "other.safetensors"}, "cannot be read"),
         ({"sha256": "0" * 64}, "is not the file"),
         ({"definition": "all"}, "not a definition of malignant"),
+        ({"novelty": 3}, "no usable 'novelty'"),
+        ({"novelty": {"limit": 3.0}}, "does not hold a test_resnet"),
+        ({"novelty": {"limit": 0.0, "refused": 0.01}}, "does not hold a test_resnet"),
     ],
 )
 def test_a_bundle_that_was_changed_is_refused(tmp_path, keys, sentence):
@@ -88,6 +101,51 @@ def test_a_bundle_that_was_changed_is_refused(tmp_path, keys, sentence):
     change(tmp_path, **keys)
     with pytest.raises(SkinbookError, match=sentence):
         Bundle.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "keys", [{"temperature": 1.1}, {"threshold": 0.2}, {"definition": "mel"}, {"metrics": {"accuracy": 1.0}}]
+)
+def test_a_card_that_was_changed_by_hand_is_refused(tmp_path, keys):
+    bundle(threshold=0.3).save(tmp_path)
+    change(tmp_path, sealed=False, **keys)
+    with pytest.raises(SkinbookError, match="was changed after it was saved"):
+        Bundle.load(tmp_path)
+    bundle(**{**keys, "threshold": 0.3}).save(tmp_path)  # in Python anything may be changed
+    assert Bundle.load(tmp_path).threshold == 0.3
+
+
+def test_weights_of_another_bundle_are_refused(tmp_path):
+    bundle().save(tmp_path / "a")
+    bundle(stride=8).save(tmp_path / "b")
+    ours, theirs = (next((tmp_path / name).glob("weights-*")) for name in "ab")
+    ours.write_bytes(theirs.read_bytes())
+    with pytest.raises(SkinbookError, match=r"not the file that bundle\.json was written with"):
+        Bundle.load(tmp_path / "a")
+
+
+def test_a_card_is_strict_json_whatever_could_not_be_measured(tmp_path):
+    bundle(metrics={"recall of df": [float("nan"), np.float64("inf"), np.float32(0.5)]}).save(tmp_path)
+    text = (tmp_path / "bundle.json").read_text()
+    assert json.loads(text, parse_constant=pytest.fail)["metrics"]["recall of df"] == [None, None, 0.5]
+
+
+def test_what_is_strange_and_what_was_seen_go_with_the_bundle(tmp_path):
+    one = bundle()
+    assert one.unlike(one.answers(PHOTOGRAPHS).distances) is None
+    _, features = one.outputs(PHOTOGRAPHS)
+    one.novelty = Novelty.fit(features, features, 0.3)
+    one.seen = Seen.of(["ISIC_1", "ISIC_2"], ["HAM_1"])
+    again = Bundle.load(one.save(tmp_path))
+    found = again.answers(PHOTOGRAPHS)
+    np.testing.assert_allclose(found.distances, one.answers(PHOTOGRAPHS).distances, rtol=1e-6)
+    assert again.unlike(found.distances).sum() == 1
+    assert again.unlike(np.array([np.nan, 0.0, np.inf])).tolist() == [True, False, True]
+    asked = ["ISIC_2", "ISIC_3", "ISIC_4"], ["HAM_3", "HAM_1", "ISIC_1"]
+    assert again.seen.knows(*asked).tolist() == [True, True, False]
+    assert again.refused == 0.3
+    with pytest.raises(SkinbookError, match="108"):
+        Bundle(bundle(stride=8).network, LAB, 32, novelty=one.novelty)
 
 
 def test_damaged_files_are_refused(tmp_path):

@@ -24,8 +24,13 @@ def test_help_tells_a_story_and_is_there_at_once():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "measures its own claims" in done.stdout
-    for command in ("run", "spread", "data", "ledger", "lab", "book"):
+    for command in ("run", "spread", "ledger", "lab", "bundle"):
         assert f"  {command} " in done.stdout
+    commands = done.stdout[done.stdout.index("Commands:") :]
+    story = ["data", "run", "train", "evaluate", "predict", "audit", "bench", "book"]
+    places = [commands.index(f"  {command} ") for command in story]
+    assert places == sorted(places)
+    assert all(f"skinbook {command}" in done.stdout for command in story)
     assert done.stdout.endswith("False False\n")
 
 
