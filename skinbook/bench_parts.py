@@ -208,12 +208,12 @@ def _kornia() -> Callable | None:
         import kornia.augmentation as K
     except ImportError:
         return None
-    jitter = [CHANGES[name] for name in ("brightness", "contrast", "saturation")]
+    jitter = {name: CHANGES[name] for name in ("brightness", "contrast", "saturation")}
     change = K.AugmentationSequential(
         K.RandomHorizontalFlip(),
         K.RandomVerticalFlip(),
         K.RandomRotation(CHANGES["rotate"], p=1.0),
-        K.ColorJiggle(*jitter, p=1.0),
+        K.ColorJiggle(**jitter, p=1.0),
         data_keys=["input"],
     )
     return lambda pixels: change(pixels.permute(0, 3, 1, 2).float() / 255)
