@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,12 @@ from skinbook.rounding import decimals, shown
 RESULTS = re.compile(r"(<!-- results\s(.*?)-->\n)(.*?)(<!-- /results -->)", re.DOTALL)
 # Claims are drawn on one axis where they are shares or differences of shares; years and degrees have no place on it.
 WIDEST = 1.0
+ARCHIVE = 400_000  # photographs, about as many as the ISIC archive holds
+SIDES = (64, 128, 224)
+# How far the loss curve of two processes was from that of one, where the loss falls from 1.1 to 0.3; what a test allows; and
+# how far two seeds in one process were from each other. The largest of 32 runs each: 8 seeds, 160 and 165 photographs,
+# Adam and SGD, training and validation (torch 2.15, 2 cores, gloo). tests/test_devices.py has the networks.
+DEVICES = {"without batch normalisation": (9e-7, 1e-5, 0.82), "with batch normalisation": (0.095, 0.15, 0.48)}
 
 
 def slug(heading: str) -> str:
@@ -155,6 +162,80 @@ def audits() -> str:
             said = markdown(audit_given([file], metadata)).replace("\n## ", "\n#### ")
             parts.append(f"### {title}\n\n{said.strip()}")
     return "\n\n".join(parts)
+
+
+def devices() -> str:
+    """How far two processes are from one, as Markdown, and two seeds from each other."""
+    rows = [[network, *(f"{number:.7f}".rstrip("0") for number in numbers)] for network, numbers in DEVICES.items()]
+    return _table(["Network", "Farthest from one process", "What the tests allow", "Two seeds, one process"], rows)
+
+
+def at_scale(bench: Path, images: int = ARCHIVE) -> str:
+    """What to expect of so many photographs, as Markdown: sizes from arithmetic, times from the rates in `bench`.
+
+    Parameters
+    ----------
+    bench : a folder of JSON files that `skinbook bench --to` wrote; each becomes a table. It may be missing.
+
+    Raises
+    ------
+    SkinbookError
+        If a file there is not one that the bench wrote.
+    """
+    sizes = [[f"{side} × {side}", _size(images * side * side * 3)] for side in SIDES]
+    parts = [f"The pixel stores of {images:,} photographs, at three bytes a pixel:"]
+    parts.append(_table(["Photograph", "Store on disk"], sizes))
+    for file in sorted(bench.glob("*.json")):
+        try:
+            parts += _expected(json.loads(file.read_text(encoding="utf-8")), images)
+        except (ValueError, KeyError, TypeError) as error:
+            raise SkinbookError(
+                f"{file.name} in {bench.name} is not what `skinbook bench` saves ({error!r}): measure again."
+            ) from None
+    if len(parts) == 2:
+        parts.append("How many hours that takes is not measured yet: `make bench` measures it, on your machine too.")
+    return "\n\n".join(parts)
+
+
+def _expected(found: Mapping[str, Any], images: int) -> list[str]:
+    """One machine's rates, and what they make of so many photographs."""
+    about, rows, seen = found["machine"], [], set()
+    for case in found["training"]:
+        kind = (case["network"], case["side"], case["precision"])
+        if kind in seen:  # the same from other JPEGs: training reads the store
+            continue
+        seen.add(kind)
+        rate, on_device = case["rate"]["skinbook"], case["device_memory"]["skinbook"]
+        memory = _size(case["memory"]["skinbook"] * 2**20) + (f", GPU {_size(on_device * 2**20)}" if on_device else "")
+        reads = f"{_size(rate * case['side'] ** 2 * 3)}/s"
+        what = [case["network"], f"{case['side']} × {case['side']}", case["precision"]]
+        rows.append([*what, f"{_two_digits(rate)}/s", _duration(images / rate), reads, memory])
+    name = about["accelerator"] or f"{about['cores']} cores of {about['processor']}"
+    parts = [f"**{name}**, torch {about['torch']}, measured {about['date']}:"]
+    head = ["Network", "Photograph", "Precision", "Images", f"An epoch of {images:,}", "Reads from the store", "Memory"]
+    parts.append(_table(head, rows))
+    if store := found.get("store"):
+        hours = _duration(images / store["images"] * store["store_seconds"])
+        parts.append(
+            f"Building the store from JPEGs like those measured ({store['images']:,} of HAM10000, to {store['side']} pixels) "
+            f"would take {hours} there, once; larger JPEGs take longer."
+        )
+    return parts
+
+
+def _two_digits(number: float) -> str:
+    return f"{float(f'{number:.2g}'):,.10g}"
+
+
+def _size(count: float) -> str:
+    """Bytes for a reader: 20 GB, 310 MB."""
+    unit, name = (1e9, "GB") if count >= 1e9 else (1e6, "MB")
+    return f"{_two_digits(count / unit)} {name}"
+
+
+def _duration(seconds: float) -> str:
+    """Seconds for a reader, in minutes up to two hours, then in hours."""
+    return f"{_two_digits(seconds / 60)} minutes" if seconds < 7200 else f"{_two_digits(seconds / 3600)} hours"
 
 
 def _claims(claims: Mapping[str, Any]) -> str:

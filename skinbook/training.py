@@ -117,7 +117,6 @@ def fit(
     about = (epochs, learning_rate, weight_decay, optimizer, schedule, warmup, patience, precision, seed, _named(loss))
     start = run.resume(checkpoint, train, validation, about)
     _check_processes(train, start, checkpoint, share)
-    run.follow_main_process(share)
     wrapped, optim = accelerator.prepare(network, optim)
     run.scaler = accelerator.scaler
     if run.scaler is not None and run.scale:
