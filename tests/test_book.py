@@ -568,5 +568,6 @@ def test_the_picture_on_the_front_page_is_what_the_lab_draws(tmp_path):
         for file in (pages.picture(tmp_path / "d.jpg"), HOME / "chapters" / "_assets" / "diagnoses.jpg")
     )
     assert drawn.shape == kept.shape
-    assert np.abs(drawn - kept).mean() < 2, "`skinbook book picture` draws it anew"
+    # Older versions of matplotlib set the words a little differently (3.6 with its version 3.8).
+    assert np.abs(drawn - kept).mean() < 5, "`skinbook book picture` draws it anew"
     assert np.abs(drawn - np.roll(kept, kept.shape[1] // 4, axis=1)).mean() > 10, "other lesions would be seen"
