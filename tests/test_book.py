@@ -15,7 +15,7 @@ import pytest
 import typer
 import yaml
 
-from skinbook import book, pages
+from skinbook import book, pages, rendered
 from skinbook.config import SkinbookError
 
 HOME = Path(__file__).resolve().parent.parent
@@ -127,7 +127,7 @@ def test_dressing_again_changes_nothing_and_mends_what_is_stale():
 
 def test_the_rendered_book_links_within_itself():
     connected = {}
-    book.setup(SimpleNamespace(connect=lambda event, function, priority=500: connected.update({event: function})))
+    rendered.setup(SimpleNamespace(connect=lambda event, function, priority=500: connected.update({event: function})))
     source = [f"[term]({book.repository()}/blob/main/chapters/glossary.md#token) [other](https://example.org)"]
     connected["source-read"](None, "chapters/07_trial", source)
     assert source == ["[term](glossary.md#token) [other](https://example.org)"]
@@ -162,17 +162,17 @@ def test_a_page_has_a_card_for_those_who_share_it():
     section += nodes.admonition("", nodes.paragraph("", "No device."))
     section += nodes.paragraph("", "Last verified", classes=["verified"])
     section += nodes.paragraph("", 'Which pixels are "lesion"?' + " Some more words." * 20)
-    address = book.published_at("https://github.com/SOMEBODY/the-book")
+    address = rendered.published_at("https://github.com/SOMEBODY/the-book")
     assert address == "https://SOMEBODY.github.io/the-book/"
-    card = book.card(page, address, "chapters/08")
+    card = rendered.card(page, address, "chapters/08")
     assert '<meta property="og:title" content="Where the &lt;lesion&gt; ends" />' in card
     assert '<meta name="description" content="Which pixels are &quot;lesion&quot;? Some' in card
     assert f'property="og:url" content="{address}chapters/08.html"' in card
     assert f'property="og:image" content="{address}_static/diagnoses.jpg"' in card
-    assert (HOME / "chapters" / "_assets" / Path(book.FRONT[0]).name).is_file()
+    assert (HOME / "chapters" / "_assets" / Path(rendered.FRONT[0]).name).is_file()
     section += nodes.image(uri="../_images/a.svg", alt="drawn")
     section += nodes.image(uri="../_images/b.png", alt="A disc over a lesion.")
-    card = book.card(page, address, "chapters/08")
+    card = rendered.card(page, address, "chapters/08")
     assert f'property="og:image" content="{address}_images/b.png"' in card
     assert 'property="og:image:alt" content="A disc over a lesion."' in card
 
@@ -195,7 +195,7 @@ def test_a_chapter_says_when_it_was_verified_from_the_ledger(home, monkeypatch):
     monkeypatch.setattr(runs, "code_of", lambda notebook, edition, scale: code[0])
     (home / "chapters" / "07_trial.ipynb").touch()
     line = "HAM10000 at quick scale, 2026-01-31; 1 core of Abacus; 3 min a seed; Python 3.11.7, torch 2.6.0"
-    assert book.verified("07_trial", home) == [line]
+    assert rendered.verified("07_trial", home) == [line]
     code[0] = "changed"
     held["ham10000", "full"] = {
         **about,
@@ -203,13 +203,13 @@ def test_a_chapter_says_when_it_was_verified_from_the_ledger(home, monkeypatch):
         "minutes": {"0": 0.4},
     }
     full = "HAM10000 at full scale, 2026-01-31; Tesla T4; under a minute; Python 3.11.7, torch 2.6.0"
-    assert book.verified("07_trial", home) == [f"{text}; its code has changed since" for text in (line, full)]
+    assert rendered.verified("07_trial", home) == [f"{text}; its code has changed since" for text in (line, full)]
 
     def shown(name):
         section = nodes.section("", nodes.title("", "T"), nodes.raw("", "badges"), nodes.paragraph("", "Prose."))
         page = nodes.document("", "")
         page += section
-        book._insert_verified(page, name)
+        rendered._insert_verified(page, name)
         return [child.astext() for child in section]
 
     _, _, said, prose = shown("07_trial")

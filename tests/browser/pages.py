@@ -16,7 +16,8 @@ import yaml
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import sync_playwright
 
-from skinbook.book import chapters, published_at, repository, verified
+from skinbook.book import chapters, repository
+from skinbook.rendered import published_at, verified
 
 HOME = Path(__file__).resolve().parents[2]
 BUILT = Path(os.environ.get("BOOK") or HOME / "_build" / "html")
