@@ -22,13 +22,13 @@ RESIDENT_BYTES = 2**30  # a set below this moves to an accelerator whole
 @dataclass
 class Batch:
     """inputs : float32 (n, 3, size, size), or (n, …) for cached features; a pair where there is a second input.
-    labels : int64 (n,). rows : int64 (n,). weight : of a mean over it, where several processes share a batch unevenly."""
+    labels : int64 (n,). rows : int64 (n,). all_labels : int64, of the whole batch that several processes share."""
 
     inputs: Any
     labels: torch.Tensor
     rows: np.ndarray
     masks: torch.Tensor | None = None
-    weight: float = 1.0
+    all_labels: torch.Tensor | None = None
 
 
 @dataclass
@@ -119,9 +119,9 @@ class Batches:
             yield from (self._batch(positions, epoch) for positions in batches[which::of])
             return
         for positions in batches:
-            own = np.array_split(positions, of)[which]
-            batch = self._batch(own, epoch)
-            batch.weight = len(own) * of / len(positions)
+            batch = self._batch(np.array_split(positions, of)[which], epoch)
+            if of > 1:
+                batch.all_labels = torch.from_numpy(self.labels[self.rows[positions]]).to(self.device)
             yield batch
 
     def _batch(self, positions: np.ndarray, epoch: int) -> Batch:

@@ -211,8 +211,8 @@ def _expected(found: Mapping[str, Any], images: int) -> list[str]:
         what = [case["network"], f"{case['side']} × {case['side']}", case["precision"]]
         rows.append([*what, f"{_two_digits(rate)}/s", _duration(images / rate), reads, memory])
     name = about["accelerator"] or f"{about['cores']} cores of {about['processor']}"
-    parts = [f"**{name}**, torch {about['torch']}, measured {about['date']}:"]
-    head = ["Network", "Photograph", "Precision", "Images", f"An epoch of {images:,}", "Reads from the store", "Memory"]
+    parts = [f"**{name}**, torch {about['torch']}, measured {about['date']}; one epoch is {images:,} photographs:"]
+    head = ["Network", "Photograph", "Precision", "Images", "One epoch", "Reads", "Memory"]
     parts.append(_table(head, rows))
     if store := found.get("store"):
         hours = _duration(images / store["images"] * store["store_seconds"])

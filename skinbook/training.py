@@ -22,7 +22,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from skinbook.batches import Batches
+from skinbook.batches import Batch, Batches
 from skinbook.config import SkinbookError, settings
 from skinbook.evaluation import accuracy, balanced_accuracy, softmax
 from skinbook.files import replaced
@@ -133,24 +133,25 @@ def fit(
             if schedule == "cosine":
                 run.set_rate(learning_rate * cosine((epoch * len(train) + number) / steps, warmup))
             with accelerator.autocast():
-                value = loss(wrapped(batch.inputs), batch.labels)
+                logits, labels = _whole_batch(wrapped(batch.inputs), batch, share)
+                value = loss(logits, labels)
             if not torch.isfinite(value):
                 raise SkinbookError(
                     f"The loss is {value.item()} in epoch {epoch + 1}, batch {number + 1} (rows {batch.rows[:8].tolist()}…). "
                     "Lower the learning rate, or look at those images; the last checkpoint is untouched."
                 )
             optim.zero_grad(set_to_none=True)
-            accelerator.backward(value * batch.weight)
+            accelerator.backward(value * share[1])  # of whose gradients the mean is taken, where the sum is due
             optim.step()
             if not accelerator.optimizer_step_was_skipped:  # as fp16 does when its gradients overflow
                 run.average_weights()
-            total += value.item() * len(batch.rows)
-        total = float(accelerator.reduce(torch.tensor(total, device=accelerator.device), "sum"))
+            total += value.item() * len(labels)
         run.follow_main_process(share)  # batch normalisation saw other photographs in every process
         row = {"epoch": epoch + 1, "learning rate": run.rate, "train loss": total / len(train.rows)}
         if validation is not None:
             with run.averaged_weights():
                 row |= _score(network, validation, loss, accelerator)
+        (row,) = broadcast_object_list([row])  # all processes go by the main one's numbers
         improved = run.record(row)
         if schedule == "plateau":
             run.lower_rate_on_plateau()
@@ -215,6 +216,22 @@ def _check_processes(train: Batches, start: int, checkpoint: Path | None, share:
         )
 
 
+def _whole_batch(own: torch.Tensor, batch: Batch, share: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits and labels of the whole batch, of which each process made a part; gradients flow through its own part.
+
+    The loss is then that of one process whatever the loss is, be it a mean weighted by class, and however the parts lie.
+    """
+    if batch.all_labels is None:
+        return own, batch.labels
+    count, (which, of) = len(batch.all_labels), share
+    mine = torch.from_numpy(np.array_split(np.arange(count), of)[which]).to(own.device)
+    logits = own.new_zeros(count, *own.shape[1:])
+    logits[mine] = own.detach()
+    torch.distributed.all_reduce(logits)  # the sum of one part and zeros
+    logits[mine] = own
+    return logits, batch.all_labels
+
+
 def _train_mode(network: nn.Module) -> None:
     """Training mode, but for normalisation layers whose parameters are all frozen: their statistics stay as they are."""
     network.train()
@@ -265,9 +282,7 @@ def predict(network: nn.Module, batches: Batches, flips: bool = False, share: tu
 
 
 def _score(network: nn.Module, validation: Batches, loss: Callable, accelerator) -> dict[str, float]:
-    """Loss and the two accuracies on validation, which the processes share; then all go by the main one's numbers."""
-    from accelerate.utils import broadcast_object_list
-
+    """Loss and the two accuracies on validation, whose batches the processes share."""
     with accelerator.autocast():
         share = (accelerator.process_index, accelerator.num_processes)
         logits = torch.from_numpy(predict(network, validation, share=share))
@@ -276,12 +291,11 @@ def _score(network: nn.Module, validation: Batches, loss: Callable, accelerator)
     labels = validation.labels[validation.rows]
     ones = np.ones((1, len(labels)))
     device_logits, device_labels = logits.to(validation.device), torch.from_numpy(labels).to(validation.device)
-    found = {
+    return {
         "validation loss": float(loss(device_logits, device_labels)),
         "validation accuracy": float(accuracy(labels, softmax(logits.numpy()), ones)[0]),
         "validation balanced accuracy": float(balanced_accuracy(labels, softmax(logits.numpy()), ones)[0]),
     }
-    return broadcast_object_list([found])[0]
 
 
 def _optimizer(network: nn.Module, name: str, rate: float, decay: float) -> torch.optim.Optimizer:

@@ -73,8 +73,8 @@ class StoppedError(Exception):
 class Loss(nn.CrossEntropyLoss):
     """Cross-entropy that stops the run at one of its calls, in every process alike, and may lie a little."""
 
-    def __init__(self, stop_at=0, lie=0.0):
-        super().__init__()
+    def __init__(self, stop_at=0, lie=0.0, weight=None):
+        super().__init__(weight)
         self.left, self.lie = stop_at, lie
 
     def forward(self, logits, labels):
@@ -108,6 +108,7 @@ CURVES = {
     "a batch of 32 shared by two": (a_network, {"train": range(160), "validation": range(160, 240)}),
     "batches of 27 and 28": (a_network, {}),
     "SGD": (a_network, {"optimizer": "sgd", "learning_rate": 0.1}),
+    "a loss with class weights": (a_network, {"loss": Loss(weight=torch.tensor([1.0, 2.0, 4.0]))}),
     "moving average": (a_network, {"average": 0.8, "schedule": "plateau"}),
     "a layer that is not used": (Unused, {"weight_decay": 0.1}),
 }
@@ -223,12 +224,13 @@ def test_each_process_predicts_its_part():
     assert parts[0][0] + parts[1][0] + parts[0][1] == list(range(165, 240))
 
 
-def test_a_share_weighs_as_many_photographs_as_it_has():
+def test_each_process_knows_the_labels_of_the_whole_batch():
     (first,), (second,) = (list(photographs(range(31)).epoch(share=(k, 2))) for k in range(2))
-    assert (first.weight, second.weight) == (2 * 16 / 31, 2 * 15 / 31)
+    assert (len(first.labels), len(second.labels)) == (16, 15)
+    for part in (first, second):
+        assert torch.equal(part.all_labels, torch.cat([first.labels, second.labels]))
     (whole,) = photographs(range(31)).epoch()
-    assert whole.weight == 1
-    assert next(photographs(range(31)).epoch(share=(0, 2), whole=True)).weight == 1
+    assert whole.all_labels is None
 
 
 def test_a_run_of_two_goes_on_where_it_was_stopped(two):
@@ -251,7 +253,7 @@ def test_the_main_process_counts_where_they_differ(two):
     assert two[1]["networks that differ"]["history"] == two[0]["undisturbed"]["history"]
     assert two[1]["networks that differ"]["weights"] == two[0]["undisturbed"]["weights"]
     honest = two[0]["batches of 27 and 28"]["history"]
-    assert two[1]["losses that differ"]["history"]["validation loss"] == honest["validation loss"]
+    assert two[1]["losses that differ"]["history"] == honest
     assert [found["precision"] for found in two] == ["bf16", "bf16"]
 
 
@@ -354,7 +356,7 @@ def test_what_so_many_photographs_take_follows_from_what_was_measured(tmp_path):
     (tmp_path / "cpu.json").write_text(json.dumps(MEASURED))
     said = pages.at_scale(tmp_path)
     assert "| 64 × 64 | 4.9 GB |" in said  # 400,000 · 64 · 64 · 3
-    assert "**2 cores of a processor**, torch 2.0, measured 2026-01-02:" in said
+    assert "**2 cores of a processor**, torch 2.0, measured 2026-01-02; one epoch is 400,000 photographs:" in said
     rows = [line for line in said.splitlines() if line.startswith("| resnet18")]
     assert rows == [
         "| resnet18 | 64 × 64 | fp32 | 80/s | 83 minutes | 0.98 MB/s | 630 MB |",
