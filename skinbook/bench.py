@@ -22,7 +22,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -114,12 +114,16 @@ def _line(found: dict[str, Any]) -> str:
     return f"{name:46}{'images/s':>9}{rates}{ratio['limit']:>9.2f}{ratio['copied']:>10.2f}{ratio['timm']:>9.2f}"
 
 
-def _apart(case: Case, arm: str, count: int) -> dict[str, float]:
+def _apart(case: Case, arm: str, count: int, environment: Mapping[str, str] | None = None) -> dict[str, float]:
     """One measurement in a process of its own."""
     order = json.dumps({"case": asdict(case), "arm": arm, "count": count})
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "skinbook.bench", order], capture_output=True, text=True, timeout=LONGEST + 60
+            [sys.executable, "-m", "skinbook.bench", order],
+            capture_output=True,
+            text=True,
+            timeout=LONGEST + 60,
+            env={**os.environ, **(environment or {})},
         )
     except subprocess.TimeoutExpired:
         raise SkinbookError(

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from skinbook.bench import CHANGES, CLASSES, SIDES
+from skinbook.bench import CHANGES, CLASSES, SIDES, Case, _apart
 
 LARGE, SMALL = 100_000, 1_000  # images of the two stores that are compared
 
@@ -136,6 +136,31 @@ def grad_cam(network: str = "resnet18", side: int = 64, count: int = 256, repeat
     rate = {name: count / statistics.median(found) for name, found in times.items()}
     ratio = rate["Grad-CAM"] / rate["forward and backward"]
     return {"network": network, "side": side, "rate": rate, "ratio": ratio}
+
+
+# How long torch's threads spin before they sleep: what GNU OpenMP does by itself, and what the package asks for.
+SPINNING = {"spinning": {"GOMP_SPINCOUNT": "300000"}, "sleeping": {"GOMP_SPINCOUNT": "0"}}
+
+
+def company(seconds: float = 4.0, repeats: int = 3) -> dict[str, float]:
+    """Photographs a second with threads that spin and threads that sleep, alone, and beside one busy program."""
+    case = Case("lab", 64, "test_resnet")
+    count = (
+        max(2, round(seconds * _apart(case, "limit", 4 * case.batch_size)["rate"] / case.batch_size)) * case.batch_size
+    )
+    rates: dict[str, list[float]] = {}
+    for _ in range(repeats):
+        for way, environment in SPINNING.items():
+            rates.setdefault(f"alone, {way}", []).append(_apart(case, "limit", count, environment)["rate"])
+            busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+            try:
+                few = max(2, count // 16 // case.batch_size) * case.batch_size  # it may take many times as long
+                found = _apart(case, "limit", few if way == "spinning" else count, environment)
+            finally:
+                busy.kill()
+                busy.wait()
+            rates.setdefault(f"beside a busy program, {way}", []).append(found["rate"])
+    return {name: statistics.median(found) for name, found in rates.items()}
 
 
 def chapters() -> dict[str, float]:
@@ -292,6 +317,7 @@ PARTS: dict[str, Callable[[], Any]] = {
     "large": large_store,
     "grad-cam": grad_cam,
     "waits": waits,
+    "company": company,
     "chapters": chapters,
 }
 
@@ -310,4 +336,6 @@ def told(part: str, found: Any) -> list[str]:
         ]
     if part == "grad-cam":
         return [f"Grad-CAM: {found['ratio']:.2f} of the rate of forward and backward ({found['network']})"]
+    if part == "company":
+        return [f"{name}: {rate:.0f} images/s" for name, rate in found.items()]
     return [f"{name}: {seconds:.2f} s" for name, seconds in found.items()]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from skinbook import chapter, ledger
+from skinbook.bench_parts import told
 from skinbook.config import EDITIONS, SCALES, SkinbookError
 from skinbook.files import replaced
 from skinbook.rounding import decimals, shown
@@ -197,6 +198,60 @@ def at_scale(bench: Path, images: int = ARCHIVE) -> str:
     return "\n\n".join(parts)
 
 
+def speed(bench: Path) -> str:
+    """How fast training is on each machine that was measured, beside the other ways, as Markdown; `bench` as above."""
+    parts = []
+    for file in sorted(bench.glob("*.json")):
+        found = json.loads(file.read_text(encoding="utf-8"))
+        try:
+            parts.append(f"**{_machine(found['machine'])}**:")
+            parts.append(_ways(found["training"]))
+            parts += [
+                f"- {line}" for part in found if part not in ("machine", "training") for line in told(part, found[part])
+            ]
+        except (KeyError, TypeError) as error:
+            raise SkinbookError(
+                f"{file.name} in {bench.name} is not what `skinbook bench` saves ({error!r}): measure again."
+            ) from None
+    text = "\n\n".join(parts) or "Nothing is measured yet: `make bench` measures it, on your machine too."
+    return text.replace("\n\n- ", "\n- ").replace("|\n- ", "|\n\n- ")
+
+
+def scaling(text: str, bench: Path) -> str:
+    """The page on many machines with all that is generated in it."""
+    for block, name in ((speed(bench), "speed"), (devices(), "devices"), (at_scale(bench), "scaling")):
+        text = filled(text, block, name)
+    return text
+
+
+def _ways(cases: Sequence[Mapping[str, Any]]) -> str:
+    """Photographs a second of every case and way, and the book's rate over those of the others."""
+    head = [
+        "Network",
+        "From",
+        "Side",
+        "Precision",
+        "Limit",
+        "skinbook",
+        "Copied",
+        "timm",
+        "÷ limit",
+        "÷ copied",
+        "÷ timm",
+    ]
+    rows = []
+    for case in cases:
+        rates = [_two_digits(case["rate"][arm]) for arm in ("limit", "skinbook", "copied", "timm")]
+        ratios = [f"{case['ratio'][arm]:.2f}" for arm in ("limit", "copied", "timm")]
+        rows.append([case["network"], case["source"], str(case["side"]), case["precision"], *rates, *ratios])
+    return _table(head, rows)
+
+
+def _machine(about: Mapping[str, Any]) -> str:
+    name = about["accelerator"] or f"{about['cores']} cores of {about['processor']}"
+    return f"{name}, torch {about['torch']}, measured {about['date']}"
+
+
 def _expected(found: Mapping[str, Any], images: int) -> list[str]:
     """One machine's rates, and what they make of so many photographs."""
     about, rows, seen = found["machine"], [], set()
@@ -210,8 +265,7 @@ def _expected(found: Mapping[str, Any], images: int) -> list[str]:
         reads = f"{_size(rate * case['side'] ** 2 * 3)}/s"
         what = [case["network"], f"{case['side']} × {case['side']}", case["precision"]]
         rows.append([*what, f"{_two_digits(rate)}/s", _duration(images / rate), reads, memory])
-    name = about["accelerator"] or f"{about['cores']} cores of {about['processor']}"
-    parts = [f"**{name}**, torch {about['torch']}, measured {about['date']}; one epoch is {images:,} photographs:"]
+    parts = [f"**{_machine(about)}**; one epoch is {images:,} photographs:"]
     head = ["Network", "Photograph", "Precision", "Images", "One epoch", "Reads", "Memory"]
     parts.append(_table(head, rows))
     if store := found.get("store"):

@@ -52,7 +52,7 @@ def test_the_medians_are_compared(monkeypatch):
     rates = {"limit": [100, 90, 400], "skinbook": [80, 81, 79], "copied": [40, 10, 50], "timm": [20, 20, 20]}
     turns = []
 
-    def apart(case, arm, count):
+    def apart(case, arm, count, environment=None):
         turns.append(arm)
         if len(turns) == 1:
             return {"rate": 16.0}
@@ -149,7 +149,25 @@ def test_every_part_has_words_for_a_terminal():
         "large": {"images": 10, "ratio": 1.0, "memory": 1.0},
         "grad-cam": {"ratio": 0.5, "network": "resnet18"},
         "waits": {"a first cell": 1.0},
+        "company": {"alone, sleeping": 700.0},
         "chapters": {"01_eda": 20.0},
     }
     assert set(made_up) == set(bench_parts.PARTS)
     assert all(bench_parts.told(part, found) for part, found in made_up.items())
+
+
+def test_threads_that_spin_and_sleep_are_measured_beside_a_busy_program(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        bench_parts,
+        "_apart",
+        lambda case, arm, count, environment=None: (asked.append(environment), {"rate": float(len(asked))})[1],
+    )
+    found = bench_parts.company(repeats=1)
+    assert list(found) == [
+        "alone, spinning",
+        "beside a busy program, spinning",
+        "alone, sleeping",
+        "beside a busy program, sleeping",
+    ]
+    assert asked[1:] == [bench_parts.SPINNING["spinning"]] * 2 + [bench_parts.SPINNING["sleeping"]] * 2
