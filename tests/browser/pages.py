@@ -1,12 +1,10 @@
 """The rendered book in a real browser: `make test-browser`, after `make book`.
 
-The file's name keeps it out of `make test`, which needs no browser. Chromium is looked for where Debian, Ubuntu and
-macOS put it, and where `CHROMIUM` says.
+The file's name keeps it out of `make test`, which needs no browser.
 """
 
 import functools
 import os
-import shutil
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -14,14 +12,12 @@ from pathlib import Path
 import pytest
 import yaml
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import sync_playwright
 
 from skinbook.book import chapters, repository
 from skinbook.rendered import published_at, verified
 
 HOME = Path(__file__).resolve().parents[2]
 BUILT = Path(os.environ.get("BOOK") or HOME / "_build" / "html")
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 DARK = "document.documentElement.dataset.theme = document.documentElement.dataset.mode = 'dark'"
 
 
@@ -45,17 +41,6 @@ def address():
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
-
-
-@pytest.fixture(scope="session")
-def browser():
-    found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
-    if not found:
-        pytest.fail("No Chromium was found. `sudo apt install chromium` gets it, or CHROMIUM names where it is.")
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 @pytest.fixture
