@@ -38,9 +38,9 @@ test: $(STAMP) ## unit tests and every chapter; CHAPTERS="01 03" narrows the cha
 test-alone: $(STAMP) ## each notebook alone, as Colab has it: the wheel, an empty folder, no network; CHAPTERS="03" narrows
 	SKINBOOK_ALONE="$(or $(CHAPTERS),all)" $(BIN)/python -m pytest tests/test_alone.py
 
-test-browser: book ## the built pages in Chromium: faults, links, maths, search, keyboard, phone, contrast
+test-browser: book ## the built pages and the app in Chromium: faults, links, maths, search, keyboard, phone, contrast
 	@$(BIN)/python -c "import playwright, axe_playwright_python" 2>/dev/null || $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[browser]' || $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[browser]'
-	$(BIN)/python -m pytest tests/browser/pages.py
+	$(BIN)/python -m pytest tests/browser/pages.py tests/browser/app.py
 
 # The unit tests in an environment of their own, without constraints. Compiled libraries are taken as wheels: the oldest
 # version of one is the lower bound of pyproject.toml, or the first that has a wheel for this Python.

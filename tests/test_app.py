@@ -1,0 +1,259 @@
+"""`skinbook app`: what its page says of an upload, what it refuses, whom it answers, and that nothing stays behind."""
+
+from __future__ import annotations
+
+import http.client
+import io
+import re
+import tempfile
+import threading
+from dataclasses import replace
+from urllib.parse import quote
+
+import models
+import numpy as np
+import pytest
+from PIL import Image
+
+from skinbook import app, predict_files
+from skinbook.config import SkinbookError
+from skinbook.data import images
+
+DISCLAIMER = "This is a teaching tool, not a medical device."
+
+
+@pytest.fixture(scope="module")
+def model():
+    return predict_files.open_model("lab")
+
+
+@pytest.fixture(scope="module")
+def lesion(tmp_path_factory):
+    """A drawn lesion, as a file."""
+    folder = tmp_path_factory.mktemp("lesion")
+    models.lesions(folder, ("mel",), each=1)
+    return next(folder.glob("*.png"))
+
+
+@pytest.fixture
+def empty(tmp_path, monkeypatch):
+    """The folder for temporary files, empty; the test ends red when something is left in it."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    yield folder
+    assert list(folder.iterdir()) == []
+
+
+@pytest.fixture
+def server(model):
+    with app.Server(model, port=0, note="A note <here>.") as running:
+        threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        yield running
+        running.shutdown()
+
+
+def ask(server, method="POST", path="/look", body=b"", **headers):
+    """(status, text, headers) of an answer."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=20)
+    connection.request(method, path, body, {key.replace("_", "-"): value for key, value in headers.items()})
+    reply = connection.getresponse()
+    text = reply.read().decode()
+    connection.close()
+    return reply.status, text, reply.headers
+
+
+def as_bytes(image, kind="PNG", **options):
+    held = io.BytesIO()
+    image.save(held, kind, **options)
+    return held.getvalue()
+
+
+def test_a_lesion_gets_what_predict_says_of_it(model, lesion, empty):
+    found = app.look(model, lesion.read_bytes(), "mine.png")
+    (answer,) = predict_files.answers(model, [lesion])
+    assert found.prediction.status == "answered"
+    assert list(found.prediction.probabilities.values()) == answer.probabilities.tolist()
+    for picture in (found.photograph, found.attention, found.outline):
+        assert picture.shape == (app.SHOWN, app.SHOWN, 3)
+        assert picture.dtype == np.uint8
+    assert not found.blank
+    text = app.shown(model, found)
+    assert f"operating point of {model.threshold:.2f}" in text
+    assert f"{found.prediction.malignant:.2f}" in text
+    assert text.count("<tr>") == 1 + len(model.classes)
+    assert text.count("data:image/png;base64,") == 3
+    assert re.findall(r'alt="([^"]*)"', text) == [
+        "What the model was shown",
+        "Where the network looked",
+        "An outline without learning",
+    ]
+
+
+def test_the_outline_is_the_dark_spot():
+    y, x = np.mgrid[0:384, 0:384]
+    spot = np.hypot(y - 150, x - 220) < 80
+    photograph = np.where(spot[..., None], (90, 50, 40), (220, 180, 160)).astype(np.uint8)
+    photograph[:, 20:23] = 30  # a hair
+    mask = app.otsu_mask(photograph)
+    assert (mask & spot).sum() / (mask | spot).sum() > 0.95
+    edge = (app.drawn(photograph, mask) != photograph).any(axis=-1)
+    assert edge[150, 297:304].any()
+    assert not edge[150, 220]
+
+
+def test_the_map_lies_where_it_is_high():
+    cam = np.zeros((8, 8), dtype=np.float32)
+    cam[6, 1] = 1
+    over = app.overlaid(np.zeros((384, 384, 3), dtype=np.uint8), cam).sum(axis=-1)
+    row, column = np.unravel_index(over.argmax(), over.shape)
+    assert (row // 48, column // 48) == (6, 1)
+
+
+def test_a_photograph_is_turned_upright(model, lesion, empty):
+    upright = Image.open(lesion)
+    mark = Image.Exif()
+    mark[0x0112] = 6  # to be turned by a quarter
+    turned = as_bytes(upright.transpose(Image.Transpose.ROTATE_90), exif=mark)
+    ours, plain = app.look(model, turned, "a"), app.look(model, as_bytes(upright), "a")
+    np.testing.assert_array_equal(ours.photograph, plain.photograph)
+    assert ours.prediction.probabilities == plain.prediction.probabilities
+
+
+def test_what_is_not_dermoscopy_is_refused(model, empty):
+    shown = []
+    for _, picture in models.ordinary(each=1):
+        found = app.look(model, as_bytes(picture), "holiday.png")
+        if found.prediction.status == "refused":
+            assert found.attention is found.outline is None
+            shown.append(app.shown(model, found))
+    assert len(shown) >= 6
+    for text in shown:
+        assert "does not look like the dermoscopic photographs" in text
+        assert "<table>" not in text
+        assert "probability" not in text
+
+
+def test_a_wrong_file_gets_a_sentence(model, lesion, empty, monkeypatch):
+    jpeg = as_bytes(Image.open(lesion), "JPEG")
+
+    def said(data):
+        found = app.look(model, data, "x.jpg")
+        assert found.prediction.status == "failed"
+        assert found.photograph is None
+        text = app.shown(model, found)
+        assert str(empty) not in text
+        assert re.fullmatch(r'<p class="fault">x\.jpg .+\.</p>', text)
+        return text
+
+    assert "is not an image in one of the formats" in said(b"These are words.")
+    assert "is empty" in said(b"")
+    assert "is cut off or damaged" in said(jpeg[: len(jpeg) // 2])
+    monkeypatch.setattr(images, "LARGEST", 128 * 128 - 1)
+    assert "million pixels" in said(jpeg)
+    monkeypatch.setattr(app, "LARGEST", len(jpeg) - 1)
+    assert "is larger than 20 MB" in said(jpeg)
+
+
+def test_names_are_escaped(model, lesion, server):
+    name = "<img src=x onerror=alert(1)>\n.png"
+    for data in (lesion.read_bytes(), as_bytes(Image.new("RGB", (64, 64), "green")), b"words"):
+        status, text, _ = ask(server, body=data, X_File_Name=quote(name))
+        assert status == 200
+        assert "&lt;img src=x onerror=alert(1)&gt;.png" in text
+        assert "<img src=x" not in text
+
+
+def test_an_onnx_file_has_no_map(model, lesion, empty):
+    class Other:
+        """A model that is no bundle."""
+
+        def __getattr__(self, name):
+            return getattr(model, name)
+
+    found = app.look(Other(), lesion.read_bytes(), "mine.png")
+    assert found.attention is None
+    assert "no Grad-CAM" in app.shown(model, found)
+
+
+def test_a_blank_map_and_models_without_a_point_or_a_limit_say_so(model, lesion, empty):
+    found = app.look(model, lesion.read_bytes(), "mine.png")
+    assert "the map is blank" in app.shown(model, replace(found, blank=True))
+    bare = replace(model, threshold=None, novelty=None)
+    text = app.shown(bare, app.look(bare, lesion.read_bytes(), "mine.png"))
+    assert "no operating point was chosen" in text
+    assert "cannot tell what is not dermoscopy" in text
+
+
+def test_the_page_says_what_it_is_and_loads_nothing(server):
+    status, text, headers = ask(server, "GET", "/")
+    assert status == 200
+    assert DISCLAIMER in text
+    assert "A note &lt;here&gt;." in text
+    assert "{{" not in text
+    assert not re.search(r"https?://|//[a-z]", re.sub(r"// the server.*", "", text))
+    policy = headers["Content-Security-Policy"]
+    assert policy.startswith("default-src 'none'")
+    (nonce,) = set(re.findall(r'nonce="([^"]+)"', text))
+    assert f"script-src 'nonce-{nonce}'" in policy
+    assert headers["Cache-Control"] == "no-store"
+    assert nonce not in ask(server, "GET", "/")[1]
+
+
+def test_uploads_through_the_server(server, lesion, empty, capfd, monkeypatch):
+    status, text, _ = ask(server, body=lesion.read_bytes(), X_File_Name="mine.png")
+    assert status == 200
+    assert "operating point" in text
+    monkeypatch.setattr(app, "LARGEST", 1000)
+    status, text, _ = ask(server, body=b"x" * 5000, X_File_Name="huge.png")
+    assert status == 413
+    assert text == f'<p class="fault">huge.png {app.TOO_LARGE}.</p>'
+    assert ask(server, body=b"x", Content_Length="many")[0] == 411
+    assert ask(server, body=b"x", Content_Length="²")[0] == 411
+    assert ask(server, path="/elsewhere")[0] == 404
+    assert ask(server, "GET", "/../bundle.json")[0] == 404
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_fault_of_ours_is_a_sentence_and_the_next_upload_is_answered(server, lesion, monkeypatch, capfd):
+    with monkeypatch.context() as once:
+        once.setattr(app, "grad_cam", lambda *_: 1 / 0)
+        status, text, _ = ask(server, body=lesion.read_bytes(), X_File_Name="mine.png")
+    assert status == 500
+    assert "Something went wrong" in text
+    assert ask(server, body=lesion.read_bytes())[0] == 200
+    assert "ZeroDivisionError" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"Host": "attacker.invalid"}, {"Origin": "http://attacker.invalid"}, {"Origin": "null"}],
+    ids=["another name for this machine", "another page", "a sandboxed page"],
+)
+def test_other_pages_are_not_answered(server, lesion, headers):
+    for method, path in (("GET", "/"), ("POST", "/look")):
+        status, text, _ = ask(server, method, path, lesion.read_bytes() if method == "POST" else b"", **headers)
+        assert status == 403
+        assert "its own machine only" in text
+
+
+def test_it_listens_on_this_machine_only(server, model):
+    assert server.server_address[0] == "127.0.0.1"
+    assert ask(server, "GET", "/", Host=f"localhost:{server.server_port}")[0] == 200
+    for host in ("0.0.0.0", "", "::", "192.168.1.2", "example.org"):
+        with pytest.raises(SkinbookError, match="for this machine only"):
+            app.Server(model, host, 0)
+    for port, reason in ((server.server_port, "in use"), (70000, "no such port")):
+        with pytest.raises(SkinbookError, match=f"{reason}.*--port"):
+            app.Server(model, port=port)
+
+
+def test_the_command(monkeypatch, capsys):
+    def interrupted(server):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(app.Server, "serve_forever", interrupted)
+    assert models.call(monkeypatch, "app", "--port", "0") == 0
+    assert re.search(r"Open http://127\.0\.0\.1:\d+ in a browser", capsys.readouterr().out)
+    assert models.call(monkeypatch, "app", "--host", "0.0.0.0") == 2
+    assert "for this machine only" in capsys.readouterr().err
