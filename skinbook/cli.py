@@ -21,6 +21,7 @@ Run a chapter:            skinbook run 03
 Train a model:            skinbook train --to my-model
   judge it elsewhere:     skinbook evaluate -b my-model --table T --images D
   ask it:                 skinbook predict photo.jpg more/ -b my-model
+  in a browser:           skinbook app
 Audit anybody's split:    skinbook audit split.csv --table T --images D
 How fast is it here?      skinbook bench
 Build the pages:          skinbook book build      (or make book, make test)
@@ -31,7 +32,7 @@ This is a teaching tool, not a medical device.
 """
 
 # What a reader does first stands first.
-ORDER = ("data", "run", "train", "evaluate", "predict", "bundle", "audit", "bench", "book")
+ORDER = ("data", "run", "train", "evaluate", "predict", "app", "bundle", "audit", "bench", "book")
 
 
 class Ordered(typer.core.TyperGroup):
@@ -61,7 +62,7 @@ def _mounted() -> typer.Typer:
     from skinbook import book, cli_data, cli_models
 
     if not app.registered_groups:
-        for command in (cli_models.train, cli_models.evaluate, cli_models.predict):
+        for command in (cli_models.train, cli_models.evaluate, cli_models.predict, cli_models.app):
             app.command()(command)
         app.add_typer(cli_data.app, name="data")
         app.add_typer(cli_models.bundle_app, name="bundle")
@@ -102,16 +103,20 @@ def spread_command(
     edition: Edition = "",
     scale: Scale = "",
     seeds: Annotated[int, typer.Option(help="How many seeds: 0, 1, ...")] = 5,
-    threads: Annotated[str, typer.Option(help="Numbers of CPU threads, separated by commas.")] = "1,2",
+    threads: Annotated[str, typer.Option(help="Numbers of CPU threads; seed 0 runs with each.")] = "1,2,4",
+    instructions: Annotated[
+        str, typer.Option(help="native, or native,avx2: once more without AVX-512.")
+    ] = "native,avx2",
     resume: Annotated[bool, typer.Option(help="Keep the runs that are finished already.")] = True,
 ) -> None:
-    """Measure how far reports move over seeds and threads, and write the tolerances of the checks."""
+    """Measure how far reports move over seeds, threads and instructions, and write the tolerances of the checks."""
     from skinbook import runs
 
     if not all(count.strip().isdigit() for count in threads.split(",")):
         raise SkinbookError(f"--threads is {threads!r}; expected whole numbers separated by commas, such as 1,2.")
     counts = [int(count) for count in threads.split(",")]
-    runs.spread(chapters or (), *_dials(edition, scale), seeds, counts, resume, tell=_tell)
+    kinds = [kind.strip() for kind in instructions.split(",")]
+    runs.spread(chapters or (), *_dials(edition, scale), seeds, counts, kinds, resume, tell=_tell)
 
 
 @app.command("audit")
@@ -159,11 +164,20 @@ def bench_command(
     device: Annotated[str, typer.Option(help="cpu or cuda; the accelerator where there is one.")] = "",
     seconds: Annotated[float, typer.Option(help="About how long one measurement lasts.")] = 8.0,
     repeats: Annotated[int, typer.Option(help="Measurements of each way; their median counts.")] = 3,
-    to: Annotated[Path, typer.Option(help="Where the results are saved, as JSON.")] = Path("_build/bench.json"),
+    parts: Annotated[
+        str, typer.Option(help="training, augmentation, store, large, grad-cam, waits, chapters; separated by commas.")
+    ] = "training,augmentation,large,grad-cam,waits",
+    to: Annotated[
+        Path, typer.Option(help="Where the results are saved, as JSON; parts that are not measured now stay in it.")
+    ] = Path("_build/bench.json"),
 ) -> None:
     """Measure how fast training is, beside the usual loader, timm's loader, and the limit that the network sets."""
-    from skinbook import bench, chapter
+    from skinbook import bench, bench_parts, chapter
 
+    asked = [part.strip() for part in parts.split(",")]
+    if odd := set(asked) - {"training", *bench_parts.PARTS}:
+        known = ", ".join(("training", *bench_parts.PARTS))
+        raise SkinbookError(f"{odd.pop()!r} is no part of the bench; choose from {known}.")
     numbers = [side.strip() for side in sides.split(",")]
     if not all(side.isdigit() and int(side) >= 16 for side in numbers):
         raise SkinbookError(
@@ -171,18 +185,15 @@ def bench_command(
         )
     listed = [[part.strip() for part in text.split(",")] for text in (sources, networks, precisions)]
     wanted = bench.cases(listed[0], [int(side) for side in numbers], listed[1], listed[2], device or chapter.device())
-    found: dict[str, Any] = {"machine": bench.machine(), "training": bench.training(wanted, seconds, repeats, _tell)}
-    found["augmentation"] = bench.augmentation([int(side) for side in numbers])
-    for one in found["augmentation"]:
-        ways = ", ".join(f"{name} {value:.3f}" for name, value in one.items() if name != "side")
-        _tell(f"augmentation at {one['side']} px, ms an image: {ways}")
-    found["seconds"] = bench.odds_and_ends()
-    for name, value in found["seconds"].items():
-        _tell(f"{name}: {value:.2f} s")
-    if "ham10000" in listed[0]:
-        found["store"] = bench.store()
-        _tell(f"pixel store: {found['store']['ratio']:.2f} times a bare parallel decode")
-    bench.save(found, to)
+    measured: dict[str, Any] = {"machine": bench.machine()}
+    for part in asked:
+        if part == "training":
+            measured[part] = bench.training(wanted, seconds, repeats, _tell)
+        else:
+            measured[part] = bench_parts.PARTS[part]()
+            for line in bench_parts.told(part, measured[part]):
+                _tell(line)
+        bench.save(measured, to)
     _tell(f"Saved as {to}.")
 
 
@@ -216,6 +227,20 @@ def lab_calibrate(seeds: Annotated[int, typer.Option(help="How many labs: seeds 
     for name, found in lab_calibration.calibrate(seeds)["measurements"].items():
         aim = f"  aim {found['aim'][0]} to {found['aim'][1]}" if "aim" in found else ""
         _tell(f"{name}: {found['mean']:.3f} ± {found['sd']:.3f}{aim}")
+
+
+@lab_app.command("write")
+def lab_write(
+    folder: Annotated[Path, typer.Argument(help="Where the files go.")],
+    part: Annotated[str, typer.Option(help="Of the book's split: train, validation or test.")] = "test",
+    count: Annotated[int, typer.Option(help="So many photographs; 0 for all of the part.")] = 0,
+) -> None:
+    """Write photographs of the lab as JPEG files with a table in HAM10000's layout, to try a model on."""
+    from skinbook import lab_files
+    from skinbook.config import settings
+
+    table = lab_files.write(folder, settings().cache, part, count)
+    _tell(f"{len(table):,} photographs of {table['lesion_id'].nunique():,} lesions, and {lab_files.TABLE}, in {folder}.")
 
 
 def _dials(edition: str, scale: str) -> tuple[str, str]:

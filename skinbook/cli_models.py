@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,8 @@ from skinbook.config import SkinbookError
 
 bundle_app = typer.Typer(help="A bundle: what it says of itself, and the same model as ONNX.", no_args_is_help=True)
 
-BundleFolder = Annotated[Path, typer.Option("--bundle", "-b", help="The folder of a bundle, or of its ONNX export.")]
+FOLDER = "The folder of a bundle or of its ONNX export; lab for the book's own small model."
+BundleFolder = Annotated[Path, typer.Option("--bundle", "-b", help=FOLDER)]
 Json = Annotated[bool, typer.Option("--json", help="The same as --format json.")]
 
 
@@ -28,7 +30,7 @@ def train(
     network: Annotated[str, typer.Option(help="By timm's name, or mobilenet_v2.")] = "test_resnet",
     weights: Annotated[str, typer.Option(help="none, pretrained or lab (of test_resnet only).")] = "",
     image: Annotated[int, typer.Option(help="Side of the photographs, in pixels.")] = 64,
-    epochs: Annotated[int, typer.Option(help="How often each photograph is seen.")] = 8,
+    epochs: Annotated[int, typer.Option(help="How often each photograph is seen.")] = 12,
     batch_size: Annotated[int, typer.Option(help="Photographs a step.")] = 32,
     learning_rate: Annotated[float, typer.Option(help="The highest; it rises first and falls later.")] = 1e-3,
     seed: Annotated[int, typer.Option(help="Of the training; the split stays.")] = 0,
@@ -132,7 +134,7 @@ def predict(
                 yield one
 
     for piece in given.lines(model, predictions(), style):
-        sys.stdout.write(piece)
+        _out(piece)
     sys.stdout.flush()
     _err(f"{len(files):,} photographs: " + ", ".join(f"{count:,} {status}" for status, count in counts.items()) + ".")
     typer.echo(DISCLAIMER, err=style != "text")
@@ -140,8 +142,25 @@ def predict(
         raise typer.Exit(1)
 
 
+def app(
+    bundle: Annotated[Path, typer.Option("--bundle", "-b", help=FOLDER)] = Path("lab"),
+    host: Annotated[str, typer.Option(help="127.0.0.1: the page is for this machine only.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 for a free one.")] = 8765,
+) -> None:
+    """Ask a bundle in the browser: drop a photograph on a page of this machine, which keeps nothing."""
+    from skinbook import predict_files
+    from skinbook.app import DRAWN, Server
+
+    ours = str(bundle) == predict_files.LAB and not bundle.is_dir()
+    with Server(predict_files.open_model(bundle), host, port, DRAWN if ours else "") as server:
+        typer.echo(f"Open {server.address} in a browser on this machine. Ctrl+C ends it.")
+        sys.stdout.flush()
+        with contextlib.suppress(KeyboardInterrupt):
+            server.serve_forever()
+
+
 @bundle_app.command("show")
-def bundle_show(bundle: Annotated[Path, typer.Argument(help="The folder of a bundle, or of its ONNX export.")]) -> None:
+def bundle_show(bundle: Annotated[Path, typer.Argument(help=FOLDER)]) -> None:
     """Check a bundle, and show what it says of itself."""
     from skinbook.predict_files import open_model, told
 
@@ -158,8 +177,12 @@ def bundle_onnx(
 ) -> None:
     """Export a bundle as ONNX, for any ONNX runtime; `skinbook predict --bundle` reads it as well."""
     from skinbook.bundle import Bundle
+    from skinbook.predict_files import open_model
 
-    file = Bundle.load(bundle).export_onnx(to)
+    model = open_model(bundle)
+    if not isinstance(model, Bundle):
+        raise SkinbookError(f"{bundle} is an ONNX export already.")
+    file = model.export_onnx(to)
     typer.echo(f"{file} takes photographs as uint8 (n, side, side, 3); onnx.json beside it says how to use it.")
 
 
@@ -184,6 +207,12 @@ def _device(model: object) -> str:
     from skinbook import chapter
 
     return chapter.device()
+
+
+def _out(piece: str) -> None:
+    """Write, with a backslash and a number for what the terminal or file cannot hold, such as a name that is no text."""
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write(piece.encode(encoding, "backslashreplace").decode(encoding))
 
 
 def _err(line: str) -> None:

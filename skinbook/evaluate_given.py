@@ -354,11 +354,11 @@ def markdown(report: Report) -> str:
     if report.metrics:
         lines += ["| Diagnoses | |", "|---|---|"]
         lines += [f"| {name} | {_number(value)} |" for name, value in report.metrics.items()] + [""]
-    title = "Malignant or benign"
-    if report.threshold is not None:
-        title += f", operating point {report.threshold:.3f}"
-    lines += [f"| {title} | |", "|---|---|"]
-    lines += [f"| {name} | {_number(value)} |" for name, value in report.malignant.items()] + [""]
+    lines += ["| Malignant or benign | |", "|---|---|"]
+    for name, value in report.malignant.items():
+        at = f" at {report.threshold:.3f}" if name in ("sensitivity", "specificity") else ""
+        lines += [f"| {name}{at} | {_number(value)} |"]
+    lines += [""]
     if report.per_class:
         lines += ["| Class | Recall | Precision | Photographs |", "|---|---|---|---|"]
         for name, about in report.per_class.items():

@@ -73,6 +73,18 @@ class Backbone(nn.Module):
             return self._stages(x, self._stage)[-1]
         return self.model(x) if isinstance(self.model, nn.Sequential) else self.model.forward_features(x)
 
+    def with_early_maps(self, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """The feature map, and the maps before it: the deepest of each larger size, the largest first."""
+        if self._stage is None and hasattr(self.model, "forward_intermediates"):
+            last, maps = self.model.forward_intermediates(x)
+        elif self._stage is None and not isinstance(self.model, nn.Sequential):
+            return self(x), []
+        else:
+            maps = self._stages(x)
+            last = maps[-1 if self._stage is None else self._stage]
+        deepest = {m.shape[-1]: m for m in maps}  # a later map of the same size takes the place of an earlier one
+        return last, [deepest[side] for side in sorted(deepest, reverse=True) if side > last.shape[-1]]
+
 
 class Classifier(nn.Module):
     """A backbone, the mean of its feature map, and one linear layer: logits (n, outputs)."""

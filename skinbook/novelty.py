@@ -1,9 +1,10 @@
 """How far a photograph lies from those that a model learned from, so that a landscape gets no diagnosis.
 
-The measure is the Mahalanobis distance of the network's features (Lee et al. 2018, arXiv 1807.03888), here from one
-centre for all diagnoses: how many standard deviations a photograph lies from the training photographs, along the
-directions in which those vary. Beyond the limit, which validation photographs choose, a model should keep silent. Where
-there are many features, the directions of most variance count one by one and all others share one variance.
+The measure is the Mahalanobis distance of the network's features (Lee et al. 2018, arXiv 1807.03888), here of its early
+maps (see `bundle.logits_and_features`) and from one centre for all diagnoses: how many standard deviations a photograph
+lies from the training photographs, along the directions in which those vary. Beyond the limit, which validation
+photographs choose, a model should keep silent. Where there are many features, the directions of most variance count one
+by one and all others share one variance.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 from skinbook.config import SkinbookError
 
 REFUSED = 0.01  # the share of validation photographs that lie beyond the limit
-DIRECTIONS = 128  # as many are kept; 128 of 1,286 features take 0.7 MB
+DIRECTIONS = 128  # as many are kept; of ResNet-50's 1,868 features they take 1 MB
 SHRINKAGE = (
     0.01  # towards independent features, so that a direction in which training never varied weighs no more than that
 )
@@ -52,7 +53,18 @@ class Novelty:
             raise SkinbookError(f"The limit is {self.limit} at a share of {self.refused}; expected a limit above 0.")
 
     def distances(self, features: np.ndarray) -> np.ndarray:
-        """Distance of each photograph, float64 (n,), from features (n, d)."""
+        """Distance of each photograph, float64 (n,), from features (n, d).
+
+        Raises
+        ------
+        SkinbookError
+            If there are more or fewer features than this was made from.
+        """
+        if features.ndim != 2 or features.shape[1] != len(self.centre):
+            raise SkinbookError(
+                f"What tells strange photographs apart was made from {len(self.centre)} features, and these are of shape "
+                f"{features.shape}: it belongs to another network."
+            )
         scaled = (np.asarray(features, dtype=np.float64) - self.centre) / self.scale
         independent = scaled @ self.whitening.astype(np.float64)
         squares = (independent**2).sum(axis=1)

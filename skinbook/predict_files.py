@@ -21,25 +21,30 @@ from typing import Any
 import numpy as np
 
 from skinbook.card import BINARY, DISCLAIMER, Model, plain
-from skinbook.config import SkinbookError
+from skinbook.config import SkinbookError, book_data
 from skinbook.data import images, locate
 from skinbook.data.pixels import reduce
 from skinbook.diagnoses import DIAGNOSES
 
 BATCH = 64
 AHEAD = 4 * BATCH  # photographs that may be decoded before they are asked for: 13 MB at 128 pixels
+LAB = "lab"
 STYLES = ("text", "json", "csv")
 
 
-def open_model(folder: Path) -> Model:
+def open_model(folder: Path | str) -> Model:
     """The bundle in a folder, or the ONNX model exported from one.
+
+    The word "lab" stands for a small model that comes with the book; it has learned from generated lesions only.
 
     Raises
     ------
     SkinbookError
-        If it holds neither, or one that is damaged.
+        If the folder holds neither, or one that is damaged.
     """
     folder = Path(folder)
+    if str(folder) == LAB and not folder.is_dir():
+        folder = book_data("lab_bundle")
     if (folder / "onnx.json").is_file() and not (folder / "bundle.json").is_file():
         from skinbook.onnx_model import OnnxModel
 
@@ -85,7 +90,7 @@ def _decoded(files: Iterable[str | Path], side: int) -> Iterator[np.ndarray | Sk
         try:
             image, _ = images.decode(Path(file), at_least=side)
         except SkinbookError as error:
-            return error
+            return SkinbookError(str(error).replace(f" {images.AGAIN}.", ""))  # which is about data sets
         return np.asarray(image if image.size == (side, side) else reduce(image, (side, side)))
 
     waiting: deque[Future] = deque()
@@ -188,12 +193,11 @@ def lines(model: Model, predictions: Iterable[Prediction], style: str = "text") 
 
 
 def _text(model: Model, one: Prediction) -> str:
-    name = one.file.encode("utf-8", "backslashreplace").decode()
     if one.status != "answered":
-        return f"{name}\n  {one.status}: {one.reason}\n"
+        return f"{one.file}\n  {one.status}: {one.reason}\n"
     ranked = sorted(one.probabilities.items(), key=lambda item: -item[1])
     named = [f"{DIAGNOSES[dx].name if dx in DIAGNOSES else dx} {p:.2f}" for dx, p in ranked]
-    text = f"{name}\n"
+    text = f"{one.file}\n"
     if model.classes != BINARY:
         text += f"  {', '.join(named)}\n"
     text += f"  malignant {one.malignant:.2f}"
@@ -207,7 +211,7 @@ def _csv(model: Model, predictions: Iterable[Prediction]) -> Iterator[str]:
     def row(cells: list[Any]) -> str:
         held = io.StringIO()
         csv.writer(held, lineterminator="\n").writerow(["" if cell is None else cell for cell in cells])
-        return held.getvalue().encode("utf-8", "backslashreplace").decode()
+        return held.getvalue()
 
     yield row(
         ["file", "status", "diagnosis", "malignant", "called_malignant", "distance"]

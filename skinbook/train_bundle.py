@@ -33,6 +33,11 @@ from skinbook.training import fit
 CHANGES = Augment(
     flip=True, rotate=180, zoom=(0.9, 1.2), shift=0.05, brightness=0.1, contrast=0.1, saturation=0.1, hue=0.01
 )
+# How a bundle speaks of what it was trained on, and of the licence that its weights inherit.
+ON = {"lab": "the lab's generated lesions", "given": "lesions that were given"}
+LICENCES = dict.fromkeys(
+    ("ham10000", "bcn20000", "dermamnist"), " The licence of the photographs, CC BY-NC 4.0, holds for it."
+)
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ class Recipe:
     network: str = "test_resnet"
     weights: str = "lab"
     image: int = 64
-    epochs: int = 8
+    epochs: int = 12
     batch_size: int = 32
     learning_rate: float = 1e-3
     weight_decay: float = 0.05
@@ -123,8 +128,9 @@ def train(
         log=log,
     )
     about = (
-        f"{recipe.network} at {recipe.image} px, trained on {dataset.edition} "
+        f"{recipe.network} at {recipe.image} px, trained on {ON.get(dataset.edition, dataset.edition)} "
         f"(weights before: {network.backbone.weights}; {recipe.epochs} epochs, seed {recipe.seed})."
+        + LICENCES.get(dataset.edition, "")
     )
     bundle = Bundle(network, classes, recipe.image, split=split.fingerprint, about=about)
     _choose(bundle, images, labels, rows, recipe, device)

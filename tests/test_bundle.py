@@ -144,8 +144,8 @@ def test_what_is_strange_and_what_was_seen_go_with_the_bundle(tmp_path):
     asked = ["ISIC_2", "ISIC_3", "ISIC_4"], ["HAM_3", "HAM_1", "ISIC_1"]
     assert again.seen.knows(*asked).tolist() == [True, True, False]
     assert again.refused == 0.3
-    with pytest.raises(SkinbookError, match="108"):
-        Bundle(bundle(stride=8).network, LAB, 32, novelty=one.novelty)
+    with pytest.raises(SkinbookError, match="belongs to another network"):
+        Bundle(bundle(stride=8).network, LAB, 32, novelty=one.novelty).answers(PHOTOGRAPHS)
 
 
 def test_damaged_files_are_refused(tmp_path):

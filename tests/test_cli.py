@@ -46,7 +46,7 @@ def test_run_and_spread_hand_on_what_they_are_given(monkeypatch):
     assert seen == [
         (["01", "03"], "ham10000", "quick", 3, True, True),
         ((), "bcn20000", "quick", 1, False, False),
-        (["03"], "bcn20000", "quick", 5, [1, 2, 4], False),
+        (["03"], "bcn20000", "quick", 5, [1, 2, 4], ["native", "avx2"], False),
     ]
 
 

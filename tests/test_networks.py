@@ -31,6 +31,26 @@ def test_an_earlier_stage_gives_a_larger_map_and_carries_no_dead_weight(name):
     assert parameters(early) < parameters(whole)
 
 
+@pytest.mark.parametrize(
+    ("name", "stride", "earlier"),
+    [
+        ("test_resnet", None, [(32, 32), (32, 16), (48, 8), (192, 4)]),
+        ("test_efficientnet", None, [(16, 32), (24, 16), (32, 8), (48, 4)]),
+        ("test_convnext", None, [(24, 16), (32, 8), (48, 4)]),
+        ("mobilenet_v2", None, [(16, 32), (24, 16), (32, 8), (96, 4)]),
+        ("test_resnet", 8, [(32, 32), (32, 16)]),
+        ("mobilenet_v2", 8, [(16, 32), (24, 16)]),
+    ],
+)
+def test_the_maps_on_the_way_come_with_the_last_one(name, stride, earlier):
+    backbone = Backbone(name, stride=stride).eval()
+    x = torch.from_numpy(keyed.uniform("maps", 2 * 3 * 64 * 64).reshape(2, 3, 64, 64)).float()
+    with torch.no_grad():
+        last, early = backbone.with_early_maps(x)
+        torch.testing.assert_close(last, backbone(x))
+    assert [(m.shape[1], m.shape[2]) for m in early] == earlier
+
+
 def test_counts_of_parameters_are_pinned():
     assert parameters(Backbone("resnet18")) == 11_176_512
     assert parameters(Backbone("resnet34")) == 21_284_672

@@ -1,0 +1,222 @@
+"""`skinbook train`: from labelled photographs to a bundle; what chooses is validation, and the test comes last."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from pathlib import Path
+
+import models
+import nbformat
+import numpy as np
+import pytest
+import torch
+from layouts import write_csv
+
+from skinbook import calibration, evaluate_given, train_bundle
+from skinbook.bundle import Bundle
+from skinbook.config import SkinbookError
+from skinbook.splits import lesion_split
+from skinbook.train_bundle import Recipe, train
+
+CLASSES = ("nv", "mel", "bcc", "vasc")
+SMALL = Recipe(image=32, epochs=2, batch_size=16)
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """A folder of 112 drawn photographs of 56 lesions, and its table."""
+    folder = tmp_path_factory.mktemp("drawn")
+    return folder, models.lesions(folder, CLASSES, each=14, photographs=2, side=48)
+
+
+@pytest.fixture(scope="module")
+def dataset(drawn):
+    folder, table = drawn
+    return evaluate_given.dataset(evaluate_given.read_labelled(table, folder), str(table))
+
+
+@pytest.fixture(scope="module")
+def trained(dataset, tmp_path_factory):
+    lines: list[str] = []
+    bundle, report = train(dataset, SMALL, tmp_path_factory.mktemp("cache"), log=lines.append)
+    return bundle, report, lines
+
+
+def weights_of(bundle):
+    return torch.cat([value.float().flatten() for value in bundle.network.state_dict().values()])
+
+
+def test_a_bundle_comes_out_whole(trained, dataset, tmp_path):
+    bundle, report, lines = trained
+    assert bundle.classes == dataset.classes == CLASSES
+    split = lesion_split(dataset.table)
+    assert bundle.split == split.fingerprint
+    test = dataset.table.iloc[split.rows("test")]
+    assert (report.photographs, report.lesions) == (len(test), test["lesion_id"].nunique())
+    assert set(bundle.metrics) >= {"accuracy", "malignant ROC AUC", "sensitivity", "specificity", "recall of mel"}
+    assert bundle.metrics["accuracy"][0] == report.metrics["accuracy"].value
+    assert [line.split()[1] for line in lines if line.startswith("epoch ")] == ["1", "2"]
+    again = Bundle.load(bundle.save(tmp_path))
+    pixels = np.zeros((2, 32, 32, 3), dtype=np.uint8)
+    np.testing.assert_allclose(again.answers(pixels).distances, bundle.answers(pixels).distances, rtol=1e-5)
+
+
+def test_what_was_chosen_comes_from_validation(trained, dataset):
+    bundle, _, _ = trained
+    split, table = lesion_split(dataset.table), dataset.table
+    rows = split.rows("validation")
+    from skinbook.data import pixels
+
+    images = np.stack([np.asarray(pixels.reduce(dataset.images.image(i), (32, 32))) for i in table["image_id"]])
+    found = bundle.answers(images[rows])
+    ill = table["dx"].iloc[rows].isin(["mel", "bcc"]).to_numpy()
+    assert bundle.called_malignant(found.probabilities)[ill].mean() >= 0.95
+    above = found.probabilities[ill][:, bundle.malignant].sum(axis=1)
+    assert bundle.threshold == pytest.approx(above.min() if len(above) < 20 else np.sort(above)[len(above) // 20])
+    assert (found.distances > bundle.limit * (1 + 1e-6)).sum() == int(0.01 * len(rows))
+    logits, _ = bundle.outputs(images[rows])
+    labels = table["dx"].map(CLASSES.index).to_numpy()[rows]
+    assert bundle.temperature == pytest.approx(calibration.temperature_of(logits, labels))
+
+
+def test_it_knows_what_it_has_seen_and_the_test_lesions_it_has_not(trained, dataset):
+    bundle, _, _ = trained
+    split, table = lesion_split(dataset.table), dataset.table
+    for part, seen in (("train", True), ("validation", True), ("test", False)):
+        some = table.iloc[split.rows(part)]
+        assert (bundle.seen.knows(some["image_id"], some["lesion_id"]) == seen).all(), part
+
+
+def test_the_test_lesions_have_no_part_in_it(trained, dataset, tmp_path):
+    """With other diagnoses and other pixels in the test part, the bundle is the same to the bit."""
+
+    class Blank:
+        def __init__(self, source, test):
+            self.source, self.test = source, test
+
+        def read(self, image_id):
+            pixels = np.array(self.source.read(image_id))
+            return 255 - pixels if image_id in self.test else pixels
+
+        def path(self, image_id):
+            return None
+
+        def fingerprint(self, image_ids):
+            return "blank"
+
+    bundle, report, lines = trained
+    split = lesion_split(dataset.table)
+    table = dataset.table.copy()
+    test = split.rows("test")
+    table.loc[test, "dx"] = table["dx"].iloc[test[::-1]].to_numpy()
+    changed = type(dataset)("given", table, dataset.classes, Blank(dataset.images, set(split.images("test"))))
+    parts = split.parts
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_bundle, "lesion_split", lambda *given, **more: type(split)(parts, "by lesion"))
+        others: list[str] = []
+        other, different = train(changed, SMALL, tmp_path, log=others.append)
+    assert others == lines
+    assert torch.equal(weights_of(bundle), weights_of(other))
+    assert (bundle.temperature, bundle.threshold, bundle.limit) == (other.temperature, other.threshold, other.limit)
+    assert different.metrics["accuracy"] != report.metrics["accuracy"]
+
+
+def test_an_interrupted_training_resumes(trained, dataset, tmp_path):
+    bundle, _, _ = trained
+
+    class Killed(Exception):
+        pass
+
+    def log(line):
+        if line.startswith("epoch 1"):
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(dataset, SMALL, tmp_path, checkpoint=tmp_path / "run.safetensors", log=log)
+    assert (tmp_path / "run.safetensors").is_file()
+    lines: list[str] = []
+    resumed, _ = train(dataset, SMALL, tmp_path, checkpoint=tmp_path / "run.safetensors", log=lines.append)
+    assert [line.split()[1] for line in lines if line.startswith("epoch ")] == ["2"]
+    assert torch.equal(weights_of(bundle), weights_of(resumed))
+    with pytest.raises(SkinbookError, match="belongs to another run"):
+        train(dataset, Recipe(image=32, epochs=3, batch_size=16), tmp_path, checkpoint=tmp_path / "run.safetensors")
+
+
+def test_the_command(drawn, tmp_path, monkeypatch, capsys):
+    folder, table = drawn
+    monkeypatch.setenv("SKINBOOK_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("SKINBOOK_DEVICE", "cpu")
+    to = tmp_path / "mine"
+    arguments = ["train", "--table", table, "--images", folder, "--to", to, "--image", "32", "--epochs", "1"]
+    assert models.call(monkeypatch, *arguments) == 0
+    said = capsys.readouterr()
+    assert "epoch 1 " in said.err
+    assert "On the test lesions" in said.out
+    assert f"Saved in {to}" in said.out
+    assert "teaching tool" in said.out
+    assert models.call(monkeypatch, "evaluate", "-b", to, "--table", table, "--images", folder) == 1
+    assert "--unseen leaves them out" in capsys.readouterr().out
+    assert models.call(monkeypatch, "evaluate", "-b", to, "--table", table, "--images", folder, "--unseen") == 0
+    card = Bundle.load(to)
+    assert f"accuracy           {card.metrics['accuracy'][0]:.3f}" in capsys.readouterr().out  # the same test lesions
+    assert models.call(monkeypatch, "bundle", "show", to) == 0
+    assert '"split": "' + card.split in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--table", "t.csv"], "need both"),
+        (["--epochs", "0"], "at least 16 pixels, 1 epoch"),
+        (["--sensitivity", "95"], "shares between 0 and 1"),
+        (["--network", "resnet99"], "not a network that timm knows"),
+        (["--edition", "moles"], "not an edition"),
+        (["--weights", "best"], "expected none, pretrained or lab"),
+    ],
+)
+def test_usage(drawn, tmp_path, monkeypatch, capsys, options, sentence):
+    folder, table = drawn
+    monkeypatch.setenv("SKINBOOK_CACHE", str(tmp_path))
+    if not {"--table", "--edition"} & set(options):
+        options = [*options, "--table", table, "--images", folder]
+    assert models.call(monkeypatch, "train", "--to", tmp_path / "b", *options) == 2
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "b").exists()
+
+
+def test_too_few_lesions(drawn, tmp_path):
+    folder, _ = drawn
+    header = ["image", "lesion_id", "dx"]
+    for rows, sentence in (
+        ([[f"DRAWN_nv_{k:03d}_0", f"L{k}", "nv"] for k in range(9)], "only the diagnosis nv"),
+        ([[f"DRAWN_{dx}_000_0", dx, dx] for dx in CLASSES], "too few to train, choose and judge"),
+        ([[f"DRAWN_{dx}_{k:03d}_0", f"{dx}{k}", dx] for dx in ("nv", "vasc") for k in range(9)], "is malignant"),
+    ):
+        labelled = evaluate_given.read_labelled(write_csv(tmp_path / "t.csv", header, rows), folder)
+        with pytest.raises(SkinbookError, match=sentence):
+            train(evaluate_given.dataset(labelled, "t.csv"), Recipe(image=16, epochs=1), tmp_path)
+
+
+def tree(source: str) -> str:
+    """The syntax tree of one function, as text, without its docstring."""
+    found = ast.parse(textwrap.dedent(source)).body[0]
+    if ast.get_docstring(found) is not None:
+        found.body = found.body[1:]
+    return ast.dump(found)
+
+
+@pytest.mark.parametrize("name", ["temperature_of", "threshold_for"])
+def test_what_chapter_05_teaches_is_what_is_used(name):
+    chapters = Path(__file__).resolve().parent.parent / "chapters"
+    notebook = nbformat.read(chapters / "05_binary_malignancy.ipynb", as_version=4)
+    taught = [
+        node
+        for cell in notebook.cells
+        if cell.cell_type == "code" and f"def {name}(" in cell.source
+        for node in ast.parse(cell.source).body
+        if getattr(node, "name", None) == name
+    ]
+    assert len(taught) == 1
+    assert tree(ast.unparse(taught[0])) == tree(inspect.getsource(getattr(calibration, name)))
