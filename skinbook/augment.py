@@ -66,6 +66,18 @@ def affine(augment: Augment, u: torch.Tensor, height: int, width: int) -> torch.
     return torch.cat([turn, shift[:, :, None]], dim=2) * inside[None, :, None]
 
 
+def grid(maps: torch.Tensor, size: int) -> torch.Tensor:
+    """Where each pixel of a square comes from, (n, size, size, 2) as across and down, from maps (n, 2, 3).
+
+    A map is linear, so a place is the sum of what its column and what its row give: that is several times as fast as
+    `affine_grid`, which multiplies a matrix for every pixel.
+    """
+    middles = (2 * torch.arange(size, device=maps.device, dtype=maps.dtype) + 1) / size - 1
+    across = middles[:, None] * maps[:, None, None, :, 0]
+    down = middles[:, None, None] * maps[:, None, None, :, 1] + maps[:, None, None, :, 2]
+    return across + down
+
+
 def colour(augment: Augment, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Colour matrices (n, 3, 3) and offsets (n, 3, 1) for RGB in [0, 1]."""
     brightness, contrast, saturation = (
@@ -116,10 +128,10 @@ def augmented(
     change = augment or Augment()
     u = torch.full((n, DRAWS), 0.5, device=pixels.device) if u is None else u
     if augment is not None or (height, width) != (size, size):
-        grid = F.affine_grid(affine(change, u, height, width), [n, 3, size, size], align_corners=False)
-        images = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+        places = grid(affine(change, u, height, width), size)
+        images = F.grid_sample(images, places, padding_mode="reflection", align_corners=False)
         if held is not None:
-            held = F.grid_sample(held, grid, mode="nearest", padding_mode="reflection", align_corners=False)
+            held = F.grid_sample(held, places, mode="nearest", padding_mode="reflection", align_corners=False)
     matrix, offset = colour(change, u)
     scale = 1 / std[:, None]
     images = torch.baddbmm((offset - mean[:, None]) * scale, matrix * (scale / 255), images.flatten(2))

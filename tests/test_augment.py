@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from skinbook import keyed
-from skinbook.augment import DRAWS, PLACE_AND_COLOUR, Augment, augmented, draws
+from skinbook.augment import DRAWS, PLACE_AND_COLOUR, Augment, augmented, draws, grid
 
 ZERO, ONE = torch.zeros(3), torch.ones(3)
 
@@ -128,3 +128,9 @@ def test_a_cutout_lies_elsewhere_in_every_photograph_and_epoch_and_moves_no_othe
     counters = np.arange(6)[:, None] * PLACE_AND_COLOUR + np.arange(PLACE_AND_COLOUR)
     alone = keyed.uniform(("augment", 0, 0), counters).astype(np.float32)
     assert np.array_equal(first[:, :PLACE_AND_COLOUR].numpy(), alone)
+
+
+def test_places_are_those_of_affine_grid():
+    maps = torch.randn(3, 2, 3, dtype=torch.float64)
+    expected = torch.nn.functional.affine_grid(maps, [3, 3, 7, 7], align_corners=False)
+    assert torch.allclose(grid(maps, 7), expected)
