@@ -331,6 +331,8 @@ class Handler(BaseHTTPRequestHandler):
             return  # whoever sent it went away
         try:
             self._send(200, self.server.look(data, name))
+        except SkinbookError as error:
+            self._say(500, str(error))
         except Exception:
             self._say(500, "Something went wrong in here; the terminal that runs `skinbook app` says what.")
             raise

@@ -221,6 +221,14 @@ def test_a_fault_of_ours_is_a_sentence_and_the_next_upload_is_answered(server, l
         status, text, _ = ask(server, body=lesion.read_bytes(), X_File_Name="mine.png")
     assert status == 500
     assert "Something went wrong" in text
+
+    def unfit(*_):
+        raise SkinbookError("This bundle does not fit.")
+
+    with monkeypatch.context() as once:
+        once.setattr(app, "grad_cam", unfit)
+        status, text, _ = ask(server, body=lesion.read_bytes())
+    assert (status, text) == (500, '<p class="fault">This bundle does not fit.</p>')
     assert ask(server, body=lesion.read_bytes())[0] == 200
     assert "ZeroDivisionError" in capfd.readouterr().err
 
