@@ -151,6 +151,16 @@ def near_duplicates(table: pd.DataFrame, pixels: np.ndarray, within: int = NEAR)
     return near_pairs(perceptual_hashes(pixels), within)
 
 
+OF_BYTE = np.array([number.bit_count() for number in range(256)], dtype=np.uint8)
+
+
+def bits_set(words: np.ndarray) -> np.ndarray:
+    """How many bits of each word are one, uint8, from uint64 of any shape."""
+    if hasattr(np, "bitwise_count"):
+        return np.bitwise_count(words)
+    return OF_BYTE[np.ascontiguousarray(words)[..., None].view(np.uint8)].sum(axis=-1, dtype=np.uint8)  # numpy 1
+
+
 def near_pairs(hashes: np.ndarray, within: int = NEAR) -> list[tuple[int, int, int]]:
     """Pairs (i, j, bits) of hashes, uint64 (n, 4), that differ in at most `within` bits; i < j."""
     pairs = []
@@ -159,7 +169,7 @@ def near_pairs(hashes: np.ndarray, within: int = NEAR) -> list[tuple[int, int, i
         later = hashes[start:]
         distance = np.zeros((len(block), len(later)), dtype=np.uint16)
         for word in range(hashes.shape[1]):
-            distance += np.bitwise_count(block[:, None, word] ^ later[None, :, word])
+            distance += bits_set(block[:, None, word] ^ later[None, :, word])
         rows, others = np.nonzero(distance <= within)
         pairs += [
             (start + int(a), start + int(b), int(distance[a, b])) for a, b in zip(rows, others, strict=True) if a < b

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from skinbook import keyed
-from skinbook.audit import NEAR, audit, giveaways, near_duplicates, perceptual_hashes
+from skinbook.audit import NEAR, audit, bits_set, giveaways, near_duplicates, perceptual_hashes
 from skinbook.config import SkinbookError
 from skinbook.data.schema import Dataset
 from skinbook.diagnoses import CLASSES
@@ -122,3 +122,11 @@ def test_a_biased_test_set_shows_in_the_mix():
     split.parts[(split.parts == "test") & (table["dx"] != "nv").to_numpy()] = "train"
     assert audit(table, split).mix.loc["nv", "test"] == 1.0
     assert audit(table, random_split(table)).mix.loc["nv", "test"] < 0.7
+
+
+def test_bits_are_counted_alike_where_numpy_cannot_count_them(monkeypatch):
+    words = np.array([[0, 1, 2**64 - 1], [2**63, 0xFF00FF, 12345678901234567]], dtype=np.uint64)
+    expected = [[int(word).bit_count() for word in row] for row in words]
+    assert bits_set(words).tolist() == expected
+    monkeypatch.delattr(np, "bitwise_count", raising=False)
+    assert bits_set(words).tolist() == expected
