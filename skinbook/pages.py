@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -217,9 +218,46 @@ def speed(bench: Path) -> str:
     return text.replace("\n\n- ", "\n- ").replace("|\n- ", "|\n\n- ")
 
 
+def ways() -> str:
+    """How far the reports of each chapter move with one seed over threads and instructions, as Markdown."""
+    rows = []
+    for name in ledger.held("tolerances", "lab", "quick"):
+        held = ledger.read("tolerances", "lab", "quick", name)
+        of_first = [place for place, run in enumerate(held["runs"]) if run["seed"] == 0]
+        tried = [
+            f"{held['runs'][place]['threads']}{' (AVX2)' * ('instructions' in held['runs'][place])}"
+            for place in of_first
+        ]
+        moves = []
+        for found in held["reports"].values():
+            values = [found["values"][place] for place in of_first]
+            # Of scores and shares; counts and sizes have no place beside them.
+            if all(isinstance(value, float) and abs(value) <= 1 for value in values):
+                moves.append(max(values) - min(values))
+        changed = sum(len({c["verdicts"][place] for place in of_first}) > 1 for c in held["claims"].values())
+        if len(of_first) > 1 and moves:
+            numbers = [f"{statistics.median(moves):.4f}", f"{max(moves):.3f}"]
+            rows.append(
+                [
+                    f"[{name[:2]}]({name}.ipynb)",
+                    ", ".join(tried),
+                    str(len(moves)),
+                    *numbers,
+                    f"{changed} of {len(held['claims'])}",
+                ]
+            )
+    head = ["Chapter", "Threads", "Shares and scores", "Half move less than", "Farthest move", "Verdicts that change"]
+    return _table(head, rows)
+
+
 def scaling(text: str, bench: Path) -> str:
     """The page on many machines with all that is generated in it."""
-    for block, name in ((speed(bench), "speed"), (devices(), "devices"), (at_scale(bench), "scaling")):
+    for block, name in (
+        (speed(bench), "speed"),
+        (ways(), "ways"),
+        (devices(), "devices"),
+        (at_scale(bench), "scaling"),
+    ):
         text = filled(text, block, name)
     return text
 

@@ -376,6 +376,39 @@ def test_the_page_says_where_nothing_is_measured_and_refuses_another_file(tmp_pa
         pages.at_scale(tmp_path)
 
 
+def test_how_far_one_seed_moves_is_read_off_the_tolerances(monkeypatch):
+    runs = [{"seed": 0, "threads": 1}, {"seed": 1, "threads": 1}, {"seed": 0, "threads": 1, "instructions": "avx2"}]
+    held = {
+        "runs": runs,
+        "reports": {
+            "accuracy": {"values": [0.5, 0.9, 0.53]},
+            "AUC": {"values": [0.75, 0.1, 0.75]},
+            "photographs": {"values": [7, 7, 9]},  # a count is no share
+            "in years": {"values": [40.5, 40.5, 41.5]},
+            "undefined": {"values": [None, 0.5, 0.5]},
+        },
+        "claims": {"better": {"verdicts": ["holds", "undecided", "holds"]}, "worse": {"verdicts": ["a", "a", "b"]}},
+    }
+    monkeypatch.setattr(pages.ledger, "held", lambda *_: ["07_x", "01_alone"])
+    alone = {"runs": runs[:1], "reports": {"a": {"values": [0.5]}}, "claims": {}}
+    monkeypatch.setattr(pages.ledger, "read", lambda *where: held if where[-1] == "07_x" else alone)
+    rows = pages.ways().splitlines()[2:]
+    assert rows == ["| [07](07_x.ipynb) | 1, 1 (AVX2) | 2 | 0.0150 | 0.030 | 1 of 2 |"]
+
+
+def test_the_speed_of_each_machine_is_a_table_and_a_list(tmp_path):
+    assert "Nothing is measured yet" in pages.speed(tmp_path)
+    rates = {"limit": 100.0, "skinbook": 96.0, "copied": 48.0, "timm": 32.0}
+    case = MEASURED["training"][0] | {"rate": rates, "ratio": {arm: 96 / rates[arm] for arm in rates}}
+    measured = {"machine": MEASURED["machine"], "training": [case], "waits": {"a first cell": 2.0}}
+    (tmp_path / "cpu.json").write_text(json.dumps(measured))
+    said = pages.speed(tmp_path)
+    assert "| resnet18 | lab | 64 | fp32 | 100 | 96 | 48 | 32 | 0.96 | 2.00 | 3.00 |\n\n- a first cell: 2.00 s" in said
+    (tmp_path / "cpu.json").write_text(json.dumps({"machine": MEASURED["machine"]}))
+    with pytest.raises(SkinbookError, match="is not what `skinbook bench` saves"):
+        pages.speed(tmp_path)
+
+
 def test_the_page_is_as_generated():
     page = PAGE.read_text(encoding="utf-8")
     assert page == pages.scaling(page, PAGE.parent.parent / "data" / "bench")
