@@ -338,16 +338,27 @@ def machine() -> dict[str, Any]:
 
 
 def save(found: dict[str, Any], file: Path) -> None:
-    """Write what was measured as JSON, over the same parts of an earlier run on the same machine and versions."""
+    """Write what was measured as JSON, beside what an earlier run on the same machine and versions measured."""
     try:
         earlier = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         earlier = {}
-    same = {k: v for k, v in earlier.get("machine", {}).items() if k != "date"} == {
-        k: v for k, v in found["machine"].items() if k != "date"
-    }
+    if _undated(earlier) != _undated(found):
+        earlier = {}
+    whole = earlier | found
+    if "training" in found:
+        cases = {_case(one): one for one in (*earlier.get("training", ()), *found["training"])}
+        whole["training"] = list(cases.values())
     with replaced(Path(file)) as partial:
-        partial.write_text(json.dumps((earlier if same else {}) | found, indent=1) + "\n", encoding="utf-8")
+        partial.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+
+
+def _undated(found: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in found.get("machine", {}).items() if key != "date"}
+
+
+def _case(one: dict[str, Any]) -> tuple:
+    return tuple(one[field] for field in Case.__dataclass_fields__)
 
 
 if __name__ == "__main__":

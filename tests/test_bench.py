@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -116,6 +117,14 @@ def test_parts_of_an_earlier_run_on_the_same_machine_stay(tmp_path):
     }
     bench.save({"machine": here | {"processor": "another"}, "waits": {"a": 3.0}}, file)
     assert "store" not in json.loads(file.read_text())
+
+
+def test_cases_of_an_earlier_run_stay_beside_those_of_this_one(tmp_path):
+    file = tmp_path / "bench.json"
+    one, other = (asdict(bench.Case("lab", side, "resnet18")) for side in (64, 128))
+    bench.save({"machine": {"cores": 2}, "training": [one | {"rate": 1}, other | {"rate": 2}]}, file)
+    bench.save({"machine": {"cores": 2}, "training": [one | {"rate": 3}]}, file)
+    assert [case["rate"] for case in json.loads(file.read_text())["training"]] == [3, 2]
 
 
 def test_a_large_store_is_compared_with_a_small_one():
