@@ -68,6 +68,10 @@ def train(
         dataset = evaluate_given.dataset(labelled, str(table))
     else:
         dataset = catalog.load(edition or settings.edition, settings)
+    try:
+        to.mkdir(parents=True, exist_ok=True)  # before an hour of training, not after it
+    except OSError as error:
+        raise SkinbookError(f"{to} cannot be made a folder ({error.strerror}). Choose another one.") from None
     bundle, report = train_bundle.train(
         dataset, recipe, settings.cache, device=chapter.device(), checkpoint=checkpoint, log=_err
     )

@@ -112,6 +112,8 @@ def train(
         "std": network.backbone.std,
         "device": device,
     }
+    if checkpoint is not None and checkpoint.exists():
+        tell(f"going on from {checkpoint}")
     train_on = Batches(
         images, labels, rows["train"], recipe.batch_size, augment=CHANGES, shuffle=True, seed=recipe.seed, **wanted
     )

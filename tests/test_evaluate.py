@@ -7,7 +7,7 @@ import json
 import models
 import numpy as np
 import pytest
-from layouts import BCN_CLASSES, HAM_HEADER, write_csv
+from layouts import BCN_CLASSES, HAM_HEADER, real, write_csv
 from PIL import Image
 
 from skinbook import evaluate_given as given
@@ -15,6 +15,7 @@ from skinbook import predict_files
 from skinbook.bundle import Seen
 from skinbook.card import Answers, Model
 from skinbook.config import SkinbookError
+from skinbook.data import ham10000
 from skinbook.evaluation import Evaluation
 
 HAM = ("nv", "mel", "bkl", "bcc", "akiec", "vasc", "df")
@@ -277,3 +278,21 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     for more in (["--format", "csv"], ["--same", "ak"], ["--same", "ak=wart"]):
         assert models.call(monkeypatch, *arguments, *more) == 2
         assert capsys.readouterr().err.startswith("skinbook: ")
+
+
+def test_real_lesions_in_the_layout_of_the_isic_challenge(tmp_path, monkeypatch, capsys):
+    """A hundred photographs of HAM10000 under a ground truth as ISIC 2018 Task 3 has it, its classes in another order."""
+    table = real("ham10000")
+    if table is None:
+        pytest.skip("HAM10000 was not found: SKINBOOK_DATA leads to none")
+    known = ham10000.read_table(table).iloc[::100]
+    truth = one_hot(tmp_path / "t.csv", known[["image_id", "lesion_id", "dx"]].to_numpy().tolist(), ISIC_2018)
+    arguments = ["evaluate", "-b", "lab", "--table", truth, "--images", table.parent, "--json"]
+    assert models.call(monkeypatch, *arguments, "--lesions", table) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["photographs"] == len(known) == 101
+    assert told["lesions"] == known["lesion_id"].nunique()
+    assert told["not_in_model"] == {"akiec": int((known["dx"] == "akiec").sum())}
+    assert told["refused"] > 10  # drawn lesions are not real ones, and the model notices
+    counts = {dx: about["photographs"] for dx, about in told["per_class"].items()}
+    assert counts == {dx: int((known["dx"] == dx).sum()) for dx in counts}

@@ -16,6 +16,8 @@ from skinbook import predict_files as given
 from skinbook.config import SkinbookError
 from skinbook.data import lab
 from skinbook.data.pixels import reduce
+from skinbook.data.schema import Dataset, tidy
+from skinbook.evaluate_given import read_labelled
 from skinbook.novelty import Novelty
 from skinbook.splits import lesion_split
 
@@ -212,6 +214,26 @@ def test_folders_become_their_photographs(tmp_path):
     below = [str(tmp_path / name) for name in ("a.jpg", "b/1.jpg", "b/2.PNG", "c/d/e/f/g/h.tif")]
     named = ["x.jpg", str(tmp_path), "x.jpg", str(tmp_path / "nothing")]
     assert given.listed(named) == ["x.jpg", *below, "x.jpg", str(tmp_path / "nothing")]
+
+
+def test_the_lab_writes_photographs_to_try_it_on(model, tmp_path, monkeypatch, capsys):
+    """With a small lab, since drawing all of it takes half a minute."""
+    whole = lab.recipe()
+    truth = whole[whole["lesion_id"].isin(whole["lesion_id"].unique()[:40])].reset_index(drop=True)
+    drawn = np.stack([lab._draw(task).image for task in lab._tasks(truth.head(1), 0)] * len(truth))
+    source = lab.Photographs(drawn, drawn, truth, 0, "small")
+    small = Dataset("lab", tidy(truth, "the lab"), CLASSES, source)
+    monkeypatch.setattr(lab, "load", lambda cache: small)
+    assert models.call(monkeypatch, "lab", "write", tmp_path / "some", "--part", "train", "--count", "3") == 0
+    assert "3 photographs of" in capsys.readouterr().out
+    labelled = read_labelled(tmp_path / "some" / "metadata.csv", tmp_path / "some")
+    rows = lesion_split(small.table).rows("train")[:3]
+    assert labelled.table["image_id"].tolist() == small.table["image_id"].iloc[rows].tolist()
+    assert labelled.table["lesion_id"].tolist() == small.table["lesion_id"].iloc[rows].tolist()
+    assert labelled.table["dx"].tolist() == small.table["dx"].iloc[rows].tolist()
+    kept = np.asarray(Image.open(labelled.files[labelled.table["image_id"][0]]))
+    assert np.abs(kept.astype(int) - drawn[0]).mean() < 2  # as JPEG has it
+    assert models.call(monkeypatch, "lab", "write", tmp_path, "--part", "all") == 2
 
 
 def test_a_model_without_operating_point_or_limit(model, folder):

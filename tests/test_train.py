@@ -139,6 +139,7 @@ def test_an_interrupted_training_resumes(trained, dataset, tmp_path):
     lines: list[str] = []
     resumed, _ = train(dataset, SMALL, tmp_path, checkpoint=tmp_path / "run.safetensors", log=lines.append)
     assert [line.split()[1] for line in lines if line.startswith("epoch ")] == ["2"]
+    assert f"going on from {tmp_path / 'run.safetensors'}" in lines
     assert torch.equal(weights_of(bundle), weights_of(resumed))
     with pytest.raises(SkinbookError, match="belongs to another run"):
         train(dataset, Recipe(image=32, epochs=3, batch_size=16), tmp_path, checkpoint=tmp_path / "run.safetensors")
@@ -174,16 +175,18 @@ def test_the_command(drawn, tmp_path, monkeypatch, capsys):
         (["--network", "resnet99"], "not a network that timm knows"),
         (["--edition", "moles"], "not an edition"),
         (["--weights", "best"], "expected none, pretrained or lab"),
+        (["--to", "{table}/b"], "cannot be made a folder"),
     ],
 )
 def test_usage(drawn, tmp_path, monkeypatch, capsys, options, sentence):
     folder, table = drawn
     monkeypatch.setenv("SKINBOOK_CACHE", str(tmp_path))
+    options = [option.format(table=table) for option in options]
     if not {"--table", "--edition"} & set(options):
         options = [*options, "--table", table, "--images", folder]
     assert models.call(monkeypatch, "train", "--to", tmp_path / "b", *options) == 2
     assert sentence in capsys.readouterr().err
-    assert not (tmp_path / "b").exists()
+    assert not list(tmp_path.glob("b/*"))
 
 
 def test_too_few_lesions(drawn, tmp_path):
