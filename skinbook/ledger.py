@@ -417,8 +417,9 @@ def page(chapter: str, edition: str, scale: str, names: Sequence[str] | None = N
     texts, parts = _laid_out([rows[name] for name in first])
     if others:
         text, table = _laid_out([rows[name] for name in others])
-        texts += f"\n\nThe other {len(others)} results\n\n{text}"
-        parts += f"\n<details>\n<summary>The other {len(others)} results</summary>\n{table}\n</details>"
+        title = f"The other {len(others)} results" if len(others) > 1 else "The other result"
+        texts += f"\n\n{title}\n\n{text}"
+        parts += f"\n<details>\n<summary>{title}</summary>\n{table}\n</details>"
     return f"{texts}\n\n{line}", f"{parts}\n<p><small>{html.escape(line)}</small></p>"
 
 

@@ -225,10 +225,26 @@ def test_a_page_shows_results_and_where_they_come_from(folder):
         "ham10000, quick scale, 2026-01-31; 2 CPU cores; 1.3 minutes a seed; skinbook 0.1.0, torch 2.15.0; "
         "weights: none; split 5917."
     )
-    assert "photographs" not in ledger.page("03_x", "ham10000", "quick", ["AUC"])[0]
+    # What is named comes first, then the claims; all else is folded.
+    open_, _, folded = ledger.page("03_x", "ham10000", "quick", ["AUC"])[1].partition("<details>")
+    assert [name for name in ("AUC", "it flatters", "photographs") if f"<td>{name}</td>" in open_] == [
+        "AUC",
+        "it flatters",
+    ]
+    assert open_.index("AUC") < open_.index("it flatters")
+    assert "<td>photographs</td>" in folded
+    assert "<summary>The other result</summary>" in folded
     assert ledger.value("AUC", "03_x", "ham10000", "quick").low == pytest.approx(0.65)
     assert ledger.value("it flatters", "03_x", "ham10000", "quick").high == pytest.approx(0.85)
     assert ledger.value("nothing", "03_x", "ham10000", "quick") is None
+
+
+def test_a_verdict_that_its_seeds_contradict_says_so():
+    found = {"verdict": ledger.UNDECIDED, "low": 0.1, "high": 0.2, "above": 0.0}
+    assert ledger.verdict_over_seeds(found) == "undecided (seeds disagree)"
+    assert ledger.verdict_over_seeds(found | {"low": -0.1}) == "undecided"
+    assert ledger.verdict_over_seeds(found | {"low": None, "high": None}) == "undecided"
+    assert ledger.verdict_over_seeds(found | {"verdict": ledger.HOLDS}) == "holds"
 
 
 def test_a_page_that_is_not_the_ledgers_is_noticed(folder):
