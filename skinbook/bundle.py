@@ -26,7 +26,7 @@ from skinbook.evaluation import softmax
 from skinbook.files import replaced
 from skinbook.keyed import key_bits
 from skinbook.networks import Backbone, Classifier
-from skinbook.novelty import ARRAYS, Novelty
+from skinbook.novelty import ARRAYS, Novelty, mahalanobis
 
 __all__ = ["BINARY", "Bundle", "Seen"]
 
@@ -270,11 +270,6 @@ class FromPixels(nn.Module):
 
     mean: torch.Tensor
     std: torch.Tensor
-    centre: torch.Tensor
-    scale: torch.Tensor
-    whitening: torch.Tensor
-    variances: torch.Tensor
-    rest: torch.Tensor
 
     def __init__(self, bundle: Bundle) -> None:
         super().__init__()
@@ -293,13 +288,8 @@ class FromPixels(nn.Module):
         probabilities = torch.softmax(logits / self.temperature, dim=1)
         if not self.tells:
             return (probabilities,)
-        scaled = (features - self.centre) / self.scale
-        independent = scaled @ self.whitening
-        squares = (independent**2).sum(dim=1)
-        if self.whitening.shape[0] > self.whitening.shape[1]:
-            beside = scaled - independent @ (self.whitening * self.variances).T
-            squares = squares + (beside**2).sum(dim=1) / self.rest
-        return probabilities, squares.sqrt()
+        arrays = (getattr(self, name) for name in ARRAYS)
+        return probabilities, mahalanobis(features, *arrays)
 
 
 def _novelty(told: Mapping[str, Any] | None, tensors: Mapping[str, torch.Tensor]) -> Novelty | None:

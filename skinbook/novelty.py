@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
 from skinbook.config import SkinbookError
 
@@ -65,13 +66,9 @@ class Novelty:
                 f"What tells strange photographs apart was made from {len(self.centre)} features, and these are of shape "
                 f"{features.shape}: it belongs to another network."
             )
-        scaled = (np.asarray(features, dtype=np.float64) - self.centre) / self.scale
-        independent = scaled @ self.whitening.astype(np.float64)
-        squares = (independent**2).sum(axis=1)
-        if self.whitening.shape[0] > self.whitening.shape[1]:
-            beside = scaled - independent @ (self.whitening * self.variances).T
-            squares += (beside**2).sum(axis=1) / self.rest
-        return np.sqrt(squares)
+        arrays = (torch.from_numpy(getattr(self, name)).double() for name in ARRAYS)
+        # By torch, not NumPy, whose own threads get in the way of those that decode and compute beside it.
+        return mahalanobis(torch.from_numpy(np.asarray(features, dtype=np.float64)), *arrays).numpy()
 
     @classmethod
     def fit(cls, train: np.ndarray, validation: np.ndarray, refused: float = REFUSED) -> Novelty:
@@ -104,3 +101,21 @@ class Novelty:
         found = cls(kept[0], kept[1], kept[2], kept[3], kept[4], refused=float(refused))
         distances = np.sort(found.distances(validation))
         return replace(found, limit=float(distances[int(np.ceil((1 - refused) * len(distances))) - 1]))
+
+
+def mahalanobis(
+    features: torch.Tensor,
+    centre: torch.Tensor,
+    scale: torch.Tensor,
+    whitening: torch.Tensor,
+    variances: torch.Tensor,
+    rest: torch.Tensor,
+) -> torch.Tensor:
+    """The distance (n,) of features (n, d); the other tensors are as in `Novelty`."""
+    scaled = (features - centre) / scale
+    independent = scaled @ whitening
+    squares = (independent**2).sum(dim=1)
+    if whitening.shape[0] > whitening.shape[1]:
+        beside = scaled - independent @ (whitening * variances).T
+        squares = squares + (beside**2).sum(dim=1) / rest
+    return squares.sqrt()
