@@ -82,8 +82,9 @@ class Backbone(nn.Module):
         else:
             maps = self._stages(x)
             last = maps[-1 if self._stage is None else self._stage]
-        deepest = {m.shape[-1]: m for m in maps}  # a later map of the same size takes the place of an earlier one
-        return last, [deepest[side] for side in sorted(deepest, reverse=True) if side > last.shape[-1]]
+        # A later map of the same size takes the place of an earlier one. (To the exporter of ONNX a size is a tensor.)
+        deepest = {int(m.shape[-1]): m for m in maps}
+        return last, [deepest[side] for side in sorted(deepest, reverse=True) if side > int(last.shape[-1])]
 
 
 class Classifier(nn.Module):

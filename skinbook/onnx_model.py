@@ -92,7 +92,7 @@ def export(bundle: Bundle, folder: Path) -> Path:
                 # torch 2.6 and took 6 s where this takes 0.3.
                 dynamo=False,
             )
-            graph = _bare(onnx.load(Path(scratch) / "model.onnx"))
+            graph = onnx.load(Path(scratch) / "model.onnx")
     except Exception as error:  # the exporter can raise nearly anything
         reason = str(error).strip().split("\n")[0]
         raise SkinbookError(f"{bundle.network.backbone.name} could not be exported to ONNX ({reason}).") from error
@@ -121,20 +121,6 @@ def export(bundle: Bundle, folder: Path) -> Path:
         if old != file:
             old.unlink(missing_ok=True)
     return file
-
-
-def _bare(model: Any) -> Any:
-    """The model without what the exporter noted for its own authors: paths and lines of source code."""
-    for node in [*model.graph.node, *(node for function in model.functions for node in function.node)]:
-        node.ClearField("metadata_props")
-        node.doc_string = ""
-    for held in (*model.graph.input, *model.graph.output, *model.graph.value_info, *model.graph.initializer):
-        held.ClearField("metadata_props")
-        held.doc_string = ""
-    model.graph.ClearField("metadata_props")
-    model.ClearField("metadata_props")
-    model.graph.doc_string = model.doc_string = ""
-    return model
 
 
 class OnnxModel(Model):

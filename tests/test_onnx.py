@@ -60,6 +60,18 @@ def test_one_without_limit_and_with_an_inner_stage(tmp_path, photographs):
     assert theirs.answers(photographs).distances is theirs.limit is None
 
 
+def test_a_backbone_of_many_layers(tmp_path, photographs):
+    """MobileNetV2 has several maps of each size, of which one counts, and more features than directions are kept."""
+    torch.manual_seed(0)
+    bundle = Bundle(Classifier(Backbone("mobilenet_v2"), 2), ("nv", "mel"), 64, threshold=0.4)
+    _, features = bundle.outputs(photographs)
+    bundle.novelty = Novelty.fit(features, features, 0.1)
+    bundle.export_onnx(tmp_path)
+    ours, theirs = bundle.answers(photographs), OnnxModel.load(tmp_path).answers(photographs)
+    np.testing.assert_allclose(theirs.probabilities, ours.probabilities, atol=1e-4)
+    np.testing.assert_allclose(theirs.distances, ours.distances, rtol=1e-3)
+
+
 def test_the_graph_measures_the_distance_where_directions_share_a_variance(photographs, monkeypatch):
     monkeypatch.setattr("skinbook.novelty.DIRECTIONS", 8)
     bundle = predict_files.open_model("lab")
