@@ -240,7 +240,9 @@ def lab_write(
     from skinbook.config import settings
 
     table = lab_files.write(folder, settings().cache, part, count)
-    _tell(f"{len(table):,} photographs of {table['lesion_id'].nunique():,} lesions, and {lab_files.TABLE}, in {folder}.")
+    _tell(
+        f"{len(table):,} photographs of {table['lesion_id'].nunique():,} lesions, and {lab_files.TABLE}, in {folder}."
+    )
 
 
 def _dials(edition: str, scale: str) -> tuple[str, str]:
