@@ -7,6 +7,8 @@ __version__ = "0.1.0"
 
 import os as _os
 
-# A thread that waits for the others shall sleep. torch's OpenMP threads spin otherwise, and beside any other busy program
-# training then takes many times as long. OpenMP reads this once, when torch is imported: so it stands here.
-_os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# torch's OpenMP threads wait for each other by spinning, and beside a few busy programs a training then takes many times as
+# long; threads that sleep at once make it slower where nobody else wants the core. So they spin for a short while, and
+# then sleep (`skinbook bench --parts company` measures it). OpenMP reads this once, when torch is imported: hence here.
+if "OMP_WAIT_POLICY" not in _os.environ:
+    _os.environ.setdefault("GOMP_SPINCOUNT", "1000")

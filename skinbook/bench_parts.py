@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import statistics
@@ -138,28 +139,27 @@ def grad_cam(network: str = "resnet18", side: int = 64, count: int = 256, repeat
     return {"network": network, "side": side, "rate": rate, "ratio": ratio}
 
 
-# How long torch's threads spin before they sleep: what GNU OpenMP does by itself, and what the package asks for.
-SPINNING = {"spinning": {"GOMP_SPINCOUNT": "300000"}, "sleeping": {"GOMP_SPINCOUNT": "0"}}
+# How often torch's threads look before they sleep: as GNU OpenMP does by itself, as the package asks, and not at all.
+SPINNING = {"long": {"GOMP_SPINCOUNT": "300000"}, "short": {"GOMP_SPINCOUNT": "1000"}, "none": {"GOMP_SPINCOUNT": "0"}}
+BUSY = (0, 1, 4)  # programs beside it that keep a core busy
 
 
-def company(seconds: float = 4.0, repeats: int = 3) -> dict[str, float]:
-    """Photographs a second with threads that spin and threads that sleep, alone, and beside one busy program."""
+def company(seconds: float = 2.0, repeats: int = 3) -> dict[str, float]:
+    """Photographs a second of a small network by how long its threads spin, alone and beside busy programs."""
     case = Case("lab", 64, "test_resnet")
-    count = (
-        max(2, round(seconds * _apart(case, "limit", 4 * case.batch_size)["rate"] / case.batch_size)) * case.batch_size
-    )
     rates: dict[str, list[float]] = {}
-    for _ in range(repeats):
-        for way, environment in SPINNING.items():
-            rates.setdefault(f"alone, {way}", []).append(_apart(case, "limit", count, environment)["rate"])
-            busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
-            try:
-                few = max(2, count // 16 // case.batch_size) * case.batch_size  # it may take many times as long
-                found = _apart(case, "limit", few if way == "spinning" else count, environment)
-            finally:
-                busy.kill()
-                busy.wait()
-            rates.setdefault(f"beside a busy program, {way}", []).append(found["rate"])
+    for _, busy, (name, environment) in itertools.product(range(repeats), BUSY, SPINNING.items()):
+        programs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(busy)]
+        try:  # a first look says how many photographs fill the time
+            rate = _apart(case, "limit", 2 * case.batch_size, environment)["rate"]
+            count = max(2, round(seconds * rate / case.batch_size)) * case.batch_size
+            rate = _apart(case, "limit", count, environment)["rate"]
+        finally:
+            for program in programs:
+                program.kill()
+                program.wait()
+        beside = f"beside {busy} busy program{'s' if busy > 1 else ''}" if busy else "alone"
+        rates.setdefault(f"{beside}, spinning {name}", []).append(rate)
     return {name: statistics.median(found) for name, found in rates.items()}
 
 

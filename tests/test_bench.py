@@ -158,7 +158,7 @@ def test_every_part_has_words_for_a_terminal():
         "large": {"images": 10, "ratio": 1.0, "memory": 1.0},
         "grad-cam": {"ratio": 0.5, "network": "resnet18"},
         "waits": {"a first cell": 1.0},
-        "company": {"alone, sleeping": 700.0},
+        "company": {"alone, spinning short": 700.0},
         "chapters": {"01_eda": 20.0},
     }
     assert set(made_up) == set(bench_parts.PARTS)
@@ -172,11 +172,11 @@ def test_threads_that_spin_and_sleep_are_measured_beside_a_busy_program(monkeypa
         "_apart",
         lambda case, arm, count, environment=None: (asked.append(environment), {"rate": float(len(asked))})[1],
     )
+    monkeypatch.setattr(bench_parts, "BUSY", (0, 2))
     found = bench_parts.company(repeats=1)
     assert list(found) == [
-        "alone, spinning",
-        "beside a busy program, spinning",
-        "alone, sleeping",
-        "beside a busy program, sleeping",
+        f"{beside}, spinning {how}"
+        for beside in ("alone", "beside 2 busy programs")
+        for how in ("long", "short", "none")
     ]
-    assert asked[1:] == [bench_parts.SPINNING["spinning"]] * 2 + [bench_parts.SPINNING["sleeping"]] * 2
+    assert asked == [environment for environment in bench_parts.SPINNING.values() for _ in range(2)] * 2

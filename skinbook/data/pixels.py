@@ -1,10 +1,11 @@
 """The pixel store: every image is decoded and reduced once, into one memory-mapped uint8 array.
 
 Training reads rows of that array and no JPEG. A store is a plain `.npy` file with a record beside it (`.json`: which
-image is which row, and a digest of every chunk of 256 rows). It is written as `.partial` first, chunk by chunk: the
-chunk is written, then its digest goes into a list of finished chunks. After a kill or a power cut at any moment, a
-second build takes over the chunks that are listed and still have their digest, and decodes the rest: after a kill, at
-most one chunk is done twice. Only the last step, a rename, makes a store.
+image is which row, and a digest of every chunk of 128 rows). It is written as `.partial` first, chunk by chunk: the
+chunk is written, then its digest goes into a list of finished chunks, while the next one is decoded. After a kill or a
+power cut at any moment, a second build takes over the chunks that are listed and still have their digest, and decodes
+the rest: a kill costs at most the chunk that was being written and the one that was begun. Only the last step, a rename,
+makes a store.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,7 +31,7 @@ from skinbook.data.images import Files
 from skinbook.data.schema import Dataset, ImageSource
 from skinbook.progress import bar
 
-CHUNK = 256  # rows; what a kill can cost
+CHUNK = 128  # rows; a kill can cost two chunks
 TASK = 4  # rows a thread takes at a time
 DECODING = 1  # raise it when the same file would give other pixels, so that old stores are not used again
 VERIFY_ALL = 512_000_000  # bytes; larger stores have 16 of their chunks checked when they are opened
@@ -224,6 +225,7 @@ def _fill(plan: _Plan, source: ImageSource, progress: bool, workers: int) -> Non
         open(plan.partial, "r+b" if already else "w+b") as pixels,
         open(plan.finished, "a+") as finished,
         ThreadPoolExecutor(1) as syncing,  # a slow disk must not keep the decoders waiting
+        ThreadPoolExecutor(1) as writing,  # while the next chunk is decoded
     ):
         if already != len(header) + plan.bytes:
             finished.truncate(0)
@@ -236,18 +238,27 @@ def _fill(plan: _Plan, source: ImageSource, progress: bool, workers: int) -> Non
         digests = _taken_over(plan, pixels, finished, len(header), row_bytes)
         todo = [index for index in range(len(plan.chunks())) if index not in digests]
         done = len(plan.image_ids) - sum(len(plan.chunks()[i]) for i in todo)
+
+        def write(index: int, rows: np.ndarray) -> int:
+            pixels.seek(len(header) + plan.chunks()[index].start * row_bytes)
+            pixels.write(rows.data)
+            pixels.flush()
+            digests[index] = _digest(rows)
+            finished.write(f"{index} {digests[index]}\n")
+            finished.flush()
+            syncing.submit(os.fsync, pixels.fileno())
+            syncing.submit(os.fsync, finished.fileno())
+            return len(rows)
+
         with bar(len(plan.image_ids), f"decoding {plan.what}", shown=progress) as shown:
             shown.update(done)
+            under_way: Future[int] | None = None
             for index, rows in _decoded(plan, source, todo, workers):
-                pixels.seek(len(header) + plan.chunks()[index].start * row_bytes)
-                pixels.write(rows.data)
-                pixels.flush()
-                digests[index] = _digest(rows)
-                finished.write(f"{index} {digests[index]}\n")
-                finished.flush()
-                syncing.submit(os.fsync, pixels.fileno())
-                syncing.submit(os.fsync, finished.fileno())
-                shown.update(len(rows))
+                if under_way is not None:
+                    shown.update(under_way.result())
+                under_way = writing.submit(write, index, rows)
+            if under_way is not None:
+                shown.update(under_way.result())
         _to_disk(pixels)
     record = {
         "fingerprint": plan.fingerprint,
@@ -295,7 +306,7 @@ def _taken_over(plan: _Plan, pixels, finished, offset: int, row_bytes: int) -> d
 
 
 def _decoded(plan: _Plan, source: ImageSource, todo: list[int], workers: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Chunks in order, uint8. None is begun before the last is written, so that a kill costs no more than one."""
+    """Chunks in order, uint8."""
     pool = ThreadPoolExecutor(workers)
     try:
         for index in todo:
