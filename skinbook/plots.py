@@ -125,7 +125,8 @@ def gallery(images: Sequence[np.ndarray], captions: Sequence[str], columns: int 
     """
     columns = columns or (4 if len(images) % 4 == 0 else 3)
     rows = -(-len(images) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(1.9 * columns, 2.15 * rows), squeeze=False)
+    side = min(1.9, 8 / columns)  # no wider than the page
+    figure, axes = plt.subplots(rows, columns, figsize=(side * columns, (side + 0.25) * rows), squeeze=False)
     for ax in axes.flat:
         ax.axis("off")
     for ax, image, caption in zip(axes.flat, images, captions, strict=False):
