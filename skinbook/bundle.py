@@ -32,23 +32,13 @@ __all__ = ["BINARY", "Bundle", "Seen"]
 
 FORMAT = 2
 CARD = "bundle.json"
-# What `bundle.json` must hold, and of which kind.
+# What `bundle.json` must hold beside what every card holds.
 KEYS: Kinds = {
     "network": str,
     "stride": (int, type(None)),
-    "classes": list,
-    "image": int,
-    "mean": list,
-    "std": list,
-    "temperature": (int, float),
-    "threshold": (int, float, type(None)),
-    "definition": str,
     "split": str,
     "metrics": dict,
-    "about": str,
-    "novelty": (dict, type(None)),
     "weights": str,
-    "sha256": str,
 }
 
 

@@ -24,6 +24,19 @@ from skinbook.files import replaced
 BINARY = ("benign", "malignant")
 DISCLAIMER = "This is a teaching tool, not a medical device."
 Kinds = Mapping[str, type | tuple[type, ...]]
+# What every card holds, and of which kind.
+COMMON: Kinds = {
+    "classes": list,
+    "image": int,
+    "mean": list,
+    "std": list,
+    "temperature": (int, float),
+    "threshold": (int, float, type(None)),
+    "definition": str,
+    "about": str,
+    "novelty": (dict, type(None)),
+    "sha256": str,
+}
 
 
 @dataclass(frozen=True)
@@ -150,7 +163,7 @@ def read(file: Path, kinds: Kinds, number: int) -> dict[str, Any]:
     if found != number:
         remedy = "Update skinbook." if found > number else "Train or save the model again."
         raise SkinbookError(f"{file} has format {found}, and this skinbook reads {number}. {remedy}")
-    for key, kind in {**kinds, "seal": str}.items():
+    for key, kind in {**COMMON, **kinds, "seal": str}.items():
         if key not in card or not _is(card[key], kind):
             raise SkinbookError(f"{file} has no usable {key!r}. Fetch the bundle again, or save it anew.")
     for key, length in (("mean", 3), ("std", 3), ("classes", None)):

@@ -32,19 +32,9 @@ PREPROCESSING = (
     "`image` × `image` pixels, bicubic with antialiasing; give uint8 RGB, (n, image, image, 3). Nothing else."
 )
 KEYS: Kinds = {
-    "classes": list,
-    "image": int,
-    "mean": list,
-    "std": list,
-    "temperature": (int, float),
-    "threshold": (int, float, type(None)),
-    "definition": str,
-    "about": str,
-    "novelty": (dict, type(None)),
     "preprocessing": str,
     "bundle": str,
     "model": str,
-    "sha256": str,
 }
 
 
