@@ -1,16 +1,19 @@
 """The same training in one process and in several; what the page on many devices says and computes.
 
-This file is also the script that a launcher starts several times: each process leaves its findings as JSON.
+This file is also the script that a launcher starts several times: each process leaves its findings as JSON. And
+`python tests/test_devices.py measure data` measures what the page says of two processes, and writes `data/devices.json`.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,15 +26,15 @@ from torch import nn
 from skinbook import keyed, pages, training
 from skinbook.augment import Augment
 from skinbook.batches import Batches, own_device
-from skinbook.config import SkinbookError
+from skinbook.config import SkinbookError, book_data
 from skinbook.data import lab
 from skinbook.training import fit, predict
 
 PAGE = Path(__file__).resolve().parent.parent / "chapters" / "scaling.md"
 EPOCHS = 4
-# Absolute, of a loss that falls from 1.1 to 0.3; where they come from is said in skinbook/pages.py. A weight was at most 9e-8
-# from that of one process (Adam, batches of 32 and of 27 and 28).
-SAME, BATCH_NORM = (pages.DEVICES[f"{word} batch normalisation"][1] for word in ("without", "with"))
+# Absolute, of a loss that falls from 1.1 to 0.3. A weight was at most 9e-8 from that of one process (Adam, batches of 32 and
+# of 27 and 28).
+SAME, BATCH_NORM = (pages.ALLOWED[f"{word} batch normalisation"] for word in ("without", "with"))
 SAME_WEIGHTS = 1e-5
 
 
@@ -419,10 +422,54 @@ def test_the_table_of_an_archive_takes_under_a_gigabyte():
     assert pages.ARCHIVE * table.memory_usage(deep=True).sum() / len(table) < 0.5e9
 
 
+def test_what_the_tests_allow_is_more_than_was_measured():
+    measured = json.loads((book_data() / "devices.json").read_text(encoding="utf-8"))["networks"]
+    assert set(measured) == set(pages.ALLOWED)
+    assert all(found["farthest"] < pages.ALLOWED[name] < found["seeds"] for name, found in measured.items())
+
+
+def curves() -> dict[str, list[float]]:
+    """Both loss curves of 8 seeds, two sizes, two optimisers, and networks with and without batch normalisation."""
+    found = {}
+    every = itertools.product((False, True), (160, 165), (("adamw", 1e-2), ("sgd", 1e-1)), range(8))
+    for norm, count, (optimizer, rate), seed in every:
+        options = {"optimizer": optimizer, "learning_rate": rate, "epochs": 8}
+        run = trained(a_network(norm, seed), range(count), range(count, 240), **options)
+        word = "with" if norm else "without"
+        found[f"{word} batch normalisation/{count}/{optimizer}/{seed}"] = [x for c in LOSSES for x in run["history"][c]]
+    return found
+
+
+def measure(folder: Path) -> None:
+    """How far the curves of two processes are from those of one, and of one seed from another, the largest of all."""
+    with tempfile.TemporaryDirectory() as place:
+        launched([__file__, "curves", place])
+        launched(["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", __file__, "curves", place])
+        one, two = (json.loads((Path(place) / f"curves-{count}.json").read_text()) for count in (1, 2))
+    networks = {}
+    for name in pages.ALLOWED:
+        keys = [key for key in one if key.startswith(f"{name}/")]
+        pairs = itertools.combinations(keys, 2)
+        alike = [(a, b) for a, b in pairs if a.rpartition("/")[0] == b.rpartition("/")[0]]
+        networks[name] = {
+            "farthest": max(np.abs(np.subtract(one[key], two[key])).max() for key in keys),
+            "seeds": max(np.abs(np.subtract(one[a], one[b])).max() for a, b in alike),
+            "runs": len(keys),
+        }
+    about = {"torch": torch.__version__.split("+")[0], "cores": os.cpu_count(), "networks": networks}
+    (folder / "devices.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+
+
 if __name__ == "__main__":
     mode, folder = sys.argv[1], Path(sys.argv[2])
     if mode == "notebook":
         as_shown(folder)
+    elif mode == "measure":
+        measure(folder)
+    elif mode == "curves":
+        found = curves()
+        if os.environ.get("RANK", "0") == "0":
+            (folder / f"curves-{os.environ.get('WORLD_SIZE', '1')}.json").write_text(json.dumps(found))
     else:
         found = findings(folder) if mode == "two" else {"run": trained(a_network(), epochs=1)}
         (folder / f"found-{os.environ['RANK']}.json").write_text(json.dumps(found))
