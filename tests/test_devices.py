@@ -406,7 +406,7 @@ def test_the_speed_of_each_machine_is_a_table_and_a_list(tmp_path):
     measured = {"machine": MEASURED["machine"], "training": [case], "waits": {"a first cell": 2.0}}
     (tmp_path / "cpu.json").write_text(json.dumps(measured))
     said = pages.speed(tmp_path)
-    assert "| resnet18 | lab | 64 | fp32 | 100 | 96 | 48 | 32 | 0.96 | 2.00 | 3.00 |\n\n- a first cell: 2.00 s" in said
+    assert "| resnet18 | lab, 64 px, fp32 | 96 | 0.96 | 2.00 | 3.00 |\n\n- a first cell: 2.00 s" in said
     (tmp_path / "cpu.json").write_text(json.dumps({"machine": MEASURED["machine"]}))
     with pytest.raises(SkinbookError, match="is not what `skinbook bench` saves"):
         pages.speed(tmp_path)
