@@ -29,6 +29,7 @@ from typing import Any
 
 from skinbook.config import SkinbookError, settings
 from skinbook.files import replaced
+from skinbook.memory import keep_freed_memory
 
 ARMS = ("limit", "skinbook", "copied", "timm")
 WORKERS = ("copied", "timm")  # the ways that open files in processes beside the training
@@ -143,6 +144,7 @@ def measure(case: Case, arm: str, count: int) -> dict[str, float]:
 
     from skinbook.networks import Backbone, Classifier
 
+    keep_freed_memory()
     torch.manual_seed(0)
     if case.device == "cuda":
         torch.backends.cudnn.benchmark = True

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from skinbook import config, ledger, progress
 from skinbook.config import EDITIONS, SCALES, Settings, SkinbookError, book_data
 from skinbook.ledger import CLAIM, FACTS, LEDGER, REPORT, SAY, SETUP, seen
+from skinbook.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -144,6 +145,7 @@ def setup(name: str) -> Chapter:
     import torch
 
     torch.set_num_threads(settings.threads)
+    keep_freed_memory()
     torch.manual_seed(settings.seed)
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     # Full fp32 on every device, so that numbers compare: newer GPUs would round inputs to TF32.
@@ -151,9 +153,21 @@ def setup(name: str) -> Chapter:
     chapter = Chapter(name, settings, about["recipe"], device(), about["title"], about["needs"])
     global _run
     _run = _Run(chapter)
-    opened = {"edition": settings.edition, "scale": settings.scale, "device": chapter.device}
+    opened = {"edition": settings.edition, "scale": settings.scale, "device": chapter.device, "data": _data(settings)}
     _show("skinbook: " + ", ".join(f"{key} {value}" for key, value in opened.items()), SETUP, opened)
     return chapter
+
+
+def _data(settings: Settings) -> str:
+    """The table (or archive) that the chapter reads: its name, and not the folder, which is a reader's own affair."""
+    from skinbook.data import catalog
+
+    if settings.edition == "lab":
+        return "generated"
+    try:
+        return catalog.find(settings.edition, settings)[1].name
+    except SkinbookError:  # `Chapter.dataset` says what to do
+        return "not found"
 
 
 def _keep_offline(wanted: bool) -> None:

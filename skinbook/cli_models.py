@@ -13,6 +13,7 @@ import typer
 
 from skinbook import config
 from skinbook.config import SkinbookError
+from skinbook.memory import keep_freed_memory
 
 bundle_app = typer.Typer(help="A bundle: what it says of itself, and the same model as ONNX.", no_args_is_help=True)
 
@@ -46,6 +47,7 @@ def train(
 
     settings = config.settings()
     torch.set_num_threads(settings.threads)  # as in the chapters, so that results repeat
+    keep_freed_memory()
     recipe = train_bundle.Recipe(
         network,
         weights or ("lab" if network == "test_resnet" else "pretrained"),

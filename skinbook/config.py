@@ -87,8 +87,12 @@ def settings() -> Settings:
 
 
 def _default_edition() -> str:
-    """Lab, except on Kaggle with HAM10000 attached (recognised by its table)."""
-    if KAGGLE_INPUT.is_dir() and any(KAGGLE_INPUT.glob("*/HAM10000_metadata*")):
+    """Lab, except on Kaggle with HAM10000 attached (recognised by its table).
+
+    Kaggle attaches a set as `name`, or as `datasets/owner/name`; people put a folder of their own inside.
+    """
+    below = ("*/" * depth for depth in range(1, 5))
+    if any(next(KAGGLE_INPUT.glob(f"{folders}HAM10000_metadata*"), None) for folders in below):
         return "ham10000"
     return "lab"
 

@@ -138,9 +138,9 @@ def test_setup_says_in_one_line_what_it_runs_on(shown, recipes, monkeypatch):
     drawn = torch.rand(1).item()
     assert shown == [
         (
-            "skinbook: edition lab, scale quick, device cpu",
+            "skinbook: edition lab, scale quick, device cpu, data generated",
             ledger.SETUP,
-            {"edition": "lab", "scale": "quick", "device": "cpu"},
+            {"edition": "lab", "scale": "quick", "device": "cpu", "data": "generated"},
         )
     ]
     assert (book.name, book.title, book.seed, book.recipe.epochs) == ("07_x", "X", 3, 2)
@@ -153,6 +153,13 @@ def test_setup_says_in_one_line_what_it_runs_on(shown, recipes, monkeypatch):
     assert [str(w.message) for w in heard] == ["Something else."]
     report("AUC", 1)
     assert torch.rand(1).item() == drawn
+    shown.clear()
+    monkeypatch.setenv("SKINBOOK_EDITION", "dermamnist")
+    monkeypatch.setenv("SKINBOOK_DATA", "")
+    monkeypatch.setenv("SKINBOOK_CACHE", str(recipes.parent / "none"))
+    recipes.write_text("[07_x]\n")
+    chapter.setup("07_x")
+    assert shown[0][0] == "skinbook: edition dermamnist, scale quick, device cpu, data not found"
     monkeypatch.setenv("SKINBOOK_DEVICE", "abacus")
     with pytest.raises(SkinbookError, match="SKINBOOK_DEVICE is 'abacus'"):
         chapter.setup("07_x")
