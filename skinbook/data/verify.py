@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -164,8 +165,7 @@ def _check_archive(report: Report, path: Path) -> None:
         report.faults.append(str(error))
         return
     report.counts |= {"rows": len(table), "images": len(table)}
-    images = dermamnist.load(path.parent).images
-    assert isinstance(images, Npz)
+    images = cast(Npz, dermamnist.load(path.parent).images)
     blank = []
     try:
         blank = [name for name in table["image_id"] if np.ptp(images.read(name)) == 0]
