@@ -140,11 +140,11 @@ def test_memory_that_a_block_takes_and_gives_back_is_seen():
     if not bench_parts._own_memory():
         pytest.skip("this system does not say how much memory a process has of its own")
     before = bench_parts._own_memory()
-    with bench_parts._Peak() as peak:
-        with mmap.mmap(-1, 50_000_000) as held:  # not malloc's, which may have as much left from an earlier test
-            for _ in range(50):
-                held.write(b"1" * 1_000_000)
-            peak.look()
+    # Not malloc's memory, of which an earlier test may have left as much.
+    with bench_parts._Peak() as peak, mmap.mmap(-1, 50_000_000) as held:
+        for _ in range(50):
+            held.write(b"1" * 1_000_000)
+        peak.look()
     assert peak.most > before + 40
     assert bench_parts._own_memory() < peak.most - 40
 
