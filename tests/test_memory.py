@@ -1,4 +1,4 @@
-"""Memory that torch gives back is kept: counted in pages that the system had to fill anew."""
+"""Memory that is given back to malloc (here by NumPy) is kept: counted in pages that the system had to fill anew."""
 
 import subprocess
 import sys
