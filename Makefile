@@ -14,7 +14,7 @@ REQUIREMENTS := --constraint constraints.txt --editable '.[book,test,lint]'
 BOOK := $(BIN)/skinbook book
 
 .DEFAULT_GOAL := help
-.PHONY: help environment book test test-alone test-browser test-oldest test-newest lint hooks format pair refresh refresh-ledger generate repository links spread bench clean
+.PHONY: help environment book test test-alone test-browser test-oldest test-newest lint hooks format pair refresh refresh-ledger generate repository links spread bench faults held steady mutants clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1|/' | awk -F'|' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -94,6 +94,19 @@ links: $(STAMP) ## list links to other places; CHECK=yes tries them
 
 spread: $(STAMP) ## measure the spread over seeds and threads that the tolerances come from
 	$(BIN)/skinbook spread $(CHAPTERS)
+
+faults: $(STAMP) ## every test that breaks something on purpose, with twenty kills of each and more damaged files
+	SKINBOOK_KILLS=20 SKINBOOK_INPUTS=10 $(BIN)/python -m pytest tests -m holds
+
+held: $(STAMP) ## the same, and write what held for the maintainers' page (data/held.json, chapters/held.md)
+	SKINBOOK_KILLS=20 SKINBOOK_INPUTS=10 $(BIN)/python -m pytest tests -m holds --held data/held.json
+	$(BOOK) generate
+
+steady: $(STAMP) ## the unit tests twenty times in random order, and with other threads, places, users and clocks
+	$(BIN)/python tests/steady.py
+
+mutants: $(STAMP) ## does a test notice when a line is made wrong? Resumable; FILES="splits ledger" narrows
+	$(BIN)/python tests/mutants.py $(FILES)
 
 bench: $(STAMP) ## how fast training is here, beside the usual loader, timm's, and the limit (saved in _build/bench.json)
 	$(BIN)/skinbook bench $(BENCH)

@@ -31,7 +31,7 @@ from urllib.parse import unquote, urlsplit
 import typer
 
 from skinbook.config import EDITIONS, SkinbookError
-from skinbook.pages import all_results, audits, filled, picture, published, references, scaling, with_results
+from skinbook.pages import all_results, audits, filled, held, picture, published, references, scaling, with_results
 
 HOME = Path(__file__).resolve().parent.parent
 BADGES = ("<!-- badges -->", "<!-- /badges -->")
@@ -426,7 +426,7 @@ def generated(home: Path = HOME) -> dict[Path, str]:
     """What every generated file should hold now: references, results, and the chapters' badges and links."""
     pages, readme, results = home / "chapters", home / "README.md", home / "chapters" / "results.md"
     shown, audited = [pages / "index.md", pages / "model_card.md"], pages / "audit.md"
-    machines = pages / "scaling.md"
+    machines, tried = pages / "scaling.md", pages / "held.md"
     wanted = {
         pages / "references.md": references(pages / "references.bib"),
         readme: with_results(readme.read_text(encoding="utf-8")),
@@ -437,6 +437,7 @@ def generated(home: Path = HOME) -> dict[Path, str]:
             "published",
         ),
         audited: filled(audited.read_text(encoding="utf-8"), audits(), "audits"),
+        tried: filled(tried.read_text(encoding="utf-8"), held(home / "data" / "held.json"), "held"),
         machines: scaling(machines.read_text(encoding="utf-8"), home / "data" / "bench"),
     }
     for name in chapters(home):

@@ -252,6 +252,25 @@ def ways() -> str:
     return _table(head, rows)
 
 
+def held(file: Path) -> str:
+    """What was tried to break the book and what held, a table for each area, from `make held`."""
+    told = json.loads(file.read_text(encoding="utf-8"))
+    lines = [
+        f"Measured {told['date']} on {told['machine']} with Python {told['python']}, {told['kills']} kills for each "
+        f"thing that can be killed: {sum(row['tests'] for row in told['rows'])} tests, {len(told['rows'])} faults."
+    ]
+    areas: dict[str, list[list[str]]] = {}
+    for row in told["rows"]:
+        measured = "; ".join(row["measured"])
+        result = {"held": "held", "failed": "**did not hold**", "skipped": "not tried"}[row["outcome"]]
+        areas.setdefault(row["area"], []).append(
+            [row["fault"], row["expectation"], f"{result}: {measured}" if measured else result, str(row["tests"])]
+        )
+    for area, found in areas.items():
+        lines += [f"## {area[0].upper()}{area[1:]}", _table(["Fault", "Expected", "Result", "Tests"], found)]
+    return "\n\n".join(lines)
+
+
 def scaling(text: str, bench: Path) -> str:
     """The page on many machines with all that is generated in it."""
     for block, name in (
