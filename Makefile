@@ -106,6 +106,7 @@ steady: $(STAMP) ## the unit tests twenty times in random order, and with other 
 	$(BIN)/python tests/steady.py
 
 mutants: $(STAMP) ## does a test notice when a line is made wrong? Resumable; FILES="splits ledger" narrows
+	@$(BIN)/python -c "import cosmic_ray" 2>/dev/null || $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[mutants]' || $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[mutants]'
 	$(BIN)/python tests/mutants.py $(FILES)
 
 bench: $(STAMP) ## how fast training is here, beside the usual loader, timm's, and the limit (saved in _build/bench.json)
