@@ -14,7 +14,7 @@ REQUIREMENTS := --constraint constraints.txt --editable '.[book,test,lint]'
 BOOK := $(BIN)/skinbook book
 
 .DEFAULT_GOAL := help
-.PHONY: help environment book test test-alone test-browser test-oldest test-newest lint hooks format pair refresh refresh-ledger generate repository links spread bench faults held steady mutants clean
+.PHONY: help environment book test unit coverage test-alone test-browser test-oldest test-newest lint hooks format pair refresh refresh-ledger generate repository links spread bench faults held steady mutants clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1|/' | awk -F'|' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -34,6 +34,16 @@ book: $(STAMP) ## build the book from the stored outputs; EDITION=ham10000 execu
 
 test: $(STAMP) ## unit tests and every chapter; CHAPTERS="01 03" narrows the chapters
 	SKINBOOK_CHAPTERS="$(CHAPTERS)" $(BIN)/python -m pytest --nbval
+
+unit: $(STAMP) ## the unit tests alone, at most 90 s on two cores; TESTS="-k splits" narrows
+	$(BIN)/python -m pytest tests -m "not slow" $(TESTS)
+
+coverage: $(STAMP) ## the share of the package's lines that the unit tests run; fails below 95 %
+	mkdir -p _build/coverage
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest tests -m "not slow" $(TESTS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
 
 test-alone: $(STAMP) ## each notebook alone, as Colab has it: the wheel, an empty folder, no network; CHAPTERS="03" narrows
 	SKINBOOK_ALONE="$(or $(CHAPTERS),all)" $(BIN)/python -m pytest tests/test_alone.py
