@@ -91,10 +91,32 @@ def run_command(
     resume: Annotated[bool, typer.Option("--resume", help="Keep the runs that are finished already.")] = False,
     jobs: Annotated[int, typer.Option(help="How many seeds at a time, each with its share of the cores.")] = 1,
 ) -> None:
-    """Execute chapters, once a seed, each in a fresh kernel, and show what they report."""
+    """Execute chapters, once a seed, each in a fresh kernel, and show what they report.
+
+    All of them at full scale begin with the models of `skinbook strongest`, which are kept one by one.
+    """
     from skinbook import runs
 
-    runs.run(chapters or (), *_dials(edition, scale), seeds, record, resume, tell=_tell, jobs=jobs)
+    dials = _dials(edition, scale)
+    if not chapters and dials == ("ham10000", "full"):
+        strongest_command("ham10000", seeds, record, jobs)
+    runs.run(chapters or (), *dials, seeds, record, resume, tell=_tell, jobs=jobs)
+
+
+@app.command("strongest")
+def strongest_command(
+    edition: Edition = "",
+    seeds: Annotated[int, typer.Option(help="How many of each model: 0, 1, ...")] = 3,
+    record: Annotated[bool, typer.Option("--record", help="Open the test, and write the ledger.")] = False,
+    jobs: Annotated[int, typer.Option(help="How many trainings at a time, each with its share of the cores.")] = 1,
+    bundle: Annotated[Path | None, typer.Option(help="Where the strongest of the book's own weights is saved.")] = None,
+    models: Annotated[Path | None, typer.Option(help="Another list of models than data/models.toml.")] = None,
+) -> None:
+    """Train the models of data/models.toml, choose the strongest on validation, and judge it on the test."""
+    from skinbook import chapter, strongest
+
+    dials = _dials(edition, "full")
+    strongest.run(dials[0], seeds, record, jobs, bundle=bundle, file=models, device=chapter.device(), tell=_tell)
 
 
 @app.command("spread")

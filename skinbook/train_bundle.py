@@ -95,7 +95,7 @@ def train(
     """
     tell = log or (lambda line: None)
     split = lesion_split(dataset.table, identical=dataset.identical)
-    rows = _rows(dataset, split)
+    rows = rows_of(dataset, split)
     tell(
         ", ".join(f"{part} {len(found):,}" for part, found in rows.items())
         + f" photographs (split {split.fingerprint})"
@@ -135,7 +135,7 @@ def train(
         + LICENCES.get(dataset.edition, "")
     )
     bundle = Bundle(network, classes, recipe.image, split=split.fingerprint, about=about)
-    _choose(bundle, images, labels, rows, recipe, device)
+    choose_operating_point(bundle, images, labels, rows, recipe, device)
     tell(
         f"from validation: epoch {trained.best_epoch}, temperature {bundle.temperature:.2f}, "
         f"threshold {bundle.threshold:.3f} (sensitivity {recipe.sensitivity:.0%}), "
@@ -144,13 +144,13 @@ def train(
     table = dataset.table
     known = np.concatenate([rows["train"], rows["validation"]])
     bundle.seen = Seen.of(table["image_id"].iloc[known], table["lesion_id"].iloc[known])
-    report = _judged(bundle, images, table, rows["test"], device)
+    report = judged(bundle, images, table, rows["test"], device)
     bundle.metrics = report.measured()
     bundle.network.to("cpu")
     return bundle, report
 
 
-def _rows(dataset: Dataset, split: Split) -> dict[str, np.ndarray]:
+def rows_of(dataset: Dataset, split: Split) -> dict[str, np.ndarray]:
     """The rows of each part; SkinbookError if a part lacks what has to be chosen or judged on it."""
     if len(dataset.classes) < 2:
         raise SkinbookError(
@@ -167,7 +167,7 @@ def _rows(dataset: Dataset, split: Split) -> dict[str, np.ndarray]:
     return rows
 
 
-def _choose(
+def choose_operating_point(
     bundle: Bundle, images: np.ndarray, labels: np.ndarray, rows: dict[str, np.ndarray], recipe: Recipe, device: str
 ) -> None:
     """Temperature, threshold and limit, from validation photographs only."""
@@ -183,7 +183,7 @@ def _choose(
     bundle.novelty = Novelty.fit(usual, features, recipe.refused)
 
 
-def _judged(bundle: Bundle, images: np.ndarray, table: pd.DataFrame, test: np.ndarray, device: str) -> Report:
+def judged(bundle: Bundle, images: np.ndarray, table: pd.DataFrame, test: np.ndarray, device: str) -> Report:
     """The test lesions, opened once."""
     found = bundle.answers(images[test], 128, device)
     dx, lesions = (table[name].to_numpy(dtype=object)[test] for name in ("dx", "lesion_id"))

@@ -1,0 +1,211 @@
+"""The strongest model: validation chooses, the test is opened once, and what is trained is not trained again."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import models
+import numpy as np
+import pytest
+import torch
+
+from skinbook import evaluate_given, ledger, strongest
+from skinbook.bundle import Bundle
+from skinbook.config import SkinbookError
+from skinbook.evaluation import softmax
+from skinbook.strongest import ENSEMBLE, OWN, SINGLE, Chosen, Entrant, Lesions, Plan, Trained
+
+CLASSES = ("nv", "mel", "bcc", "vasc")
+TINY = Entrant("tiny", "test_resnet", "lab", 32, 2, 1e-3, batch_size=16, average=0.9)
+
+
+@pytest.fixture(scope="module")
+def lesions(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("drawn")
+    table = models.lesions(folder, CLASSES, each=14, photographs=2, side=48)
+    return Lesions.of(evaluate_given.dataset(evaluate_given.read_labelled(table, folder), str(table)))
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def kept(lesions, cache, tmp_path_factory):
+    return strongest.train(TINY, 0, lesions, tmp_path_factory.mktemp("strongest"), cache)
+
+
+def made_up(
+    lesions: Lesions, name: str, validation: float, test: float, seed: int = 0, weights: str = "file"
+) -> Trained:
+    """Scores that are noise and so much of the truth, on validation and on test."""
+    draw = np.random.default_rng([seed, *name.encode()])
+    scores = {}
+    for part, truth in (("validation", validation), ("test", test)):
+        labels = lesions.labels[lesions.rows[part]]
+        noise = draw.normal(size=(len(labels), len(CLASSES)))
+        for view in strongest.VIEWS:
+            scores[part, view] = noise + truth * np.eye(len(CLASSES))[labels]
+    about = {
+        "weights": weights,
+        "split": lesions.split.fingerprint,
+        "minutes": 1.5,
+        "package": "p",
+        "code": "c",
+        **ledger.surroundings(),
+    }
+    return Trained(replace(TINY, name=name), seed, scores, about, Path("none"))
+
+
+def test_what_is_trained_is_kept_and_not_trained_again(lesions, kept, cache, monkeypatch):
+    found = strongest.load(kept)
+    assert (found.entrant, found.seed, found.about["weights"]) == (TINY, 0, "lab backbone")
+    assert {key: scores.shape for key, scores in found.scores.items()} == {
+        (part, view): (len(lesions.rows[part]), len(CLASSES)) for part in strongest.PARTS for view in strongest.VIEWS
+    }
+    assert sorted(file.suffix for file in kept.parent.iterdir()) == [".npz", ".safetensors"]
+    monkeypatch.setattr(strongest, "fit", None)  # so that training would fail
+    assert strongest.train(TINY, 0, lesions, kept.parent, cache) == kept
+    for other in (replace(TINY, epochs=3), replace(TINY, strength=0.5)):
+        assert strongest.file_of(other, 0, lesions, kept.parent) != kept
+    assert strongest.file_of(TINY, 1, lesions, kept.parent) != kept
+
+
+def test_an_interrupted_training_ends_as_an_undisturbed_one(lesions, kept, cache, tmp_path, monkeypatch):
+    fit = strongest.fit
+
+    def cut_off(*arguments, log, **options):
+        def after_first(line):
+            log(line)
+            raise KeyboardInterrupt
+
+        return fit(*arguments, log=after_first, **options)
+
+    monkeypatch.setattr(strongest, "fit", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        strongest.train(TINY, 0, lesions, tmp_path, cache)
+    assert [file.suffix for file in tmp_path.iterdir() if file.suffix == ".npz"] == []
+    monkeypatch.setattr(strongest, "fit", fit)
+    lines: list[str] = []
+    whole, again = (
+        strongest.load(kept),
+        strongest.load(strongest.train(TINY, 0, lesions, tmp_path, cache, log=lines.append)),
+    )
+    assert [line.split()[1] for line in lines if line.startswith("epoch ")] == ["2"]
+    for key, scores in whole.scores.items():
+        np.testing.assert_array_equal(again.scores[key], scores)
+    assert again.about["minutes"] > 0
+
+
+def test_scores_that_are_damaged_are_named(kept, tmp_path):
+    damaged = tmp_path / "scores.npz"
+    damaged.write_bytes(kept.read_bytes()[:-200])
+    with pytest.raises(SkinbookError, match=r"scores\.npz.*Delete"):
+        strongest.load(damaged)
+
+
+def test_a_model_without_its_weights_or_its_device_is_left_out(lesions, cache, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.delenv("SKINBOOK_WEIGHTS", raising=False)
+    with pytest.raises(strongest.NotAtHand, match=r"tiny is left out.*pretrained weights"):
+        strongest.train(replace(TINY, weights="pretrained"), 0, lesions, tmp_path, cache)
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(strongest.Lesions, "of", classmethod(lambda cls, dataset: lesions))
+    monkeypatch.setattr("skinbook.data.catalog.load", lambda *_: lesions.dataset)
+    order = strongest.Order(replace(TINY, device="cuda"), 0, "lab", tmp_path, torch.get_num_threads(), "cpu")
+    assert strongest.carry_out(order) == (None, "tiny is left out: it is for a machine with cuda.")
+
+
+def test_validation_chooses_whatever_the_test_would_say(lesions):
+    honest, lucky = made_up(lesions, "honest", 3, 0), made_up(lesions, "lucky", 0.5, 9)
+    wanted = Plan((), ensemble=2)
+    chosen = strongest.choose([lucky, honest], lesions, wanted)
+    assert chosen[SINGLE][0].members == (honest,)
+    # With the truth of the test in the hands of the other one, nothing changes.
+    other = strongest.choose([made_up(lesions, "lucky", 0.5, 0), honest], lesions, wanted)
+    assert other[SINGLE][0].members == (honest,)
+    assert [m.entrant.name for m in chosen[ENSEMBLE][0].members] == [m.entrant.name for m in other[ENSEMBLE][0].members]
+
+
+def test_the_mean_over_seeds_chooses_a_model_and_own_weights_are_apart(lesions):
+    steady = [made_up(lesions, "steady", 2, 1, seed) for seed in (1, 0)]
+    once = [made_up(lesions, "once", 9, 1, 0), made_up(lesions, "once", 0, 1, 1)]
+    own = [made_up(lesions, "own", 1, 1, 0, strongest.SCRATCH)]
+    chosen = strongest.choose([*steady, *once, *own], lesions, Plan(()))
+    assert {seed: one.members[0] for seed, one in chosen[SINGLE].items()} == {0: steady[1], 1: steady[0]}
+    assert [one.members[0] for one in chosen[OWN].values()] == own
+    assert OWN not in strongest.choose(steady, lesions, Plan(()))
+
+
+def test_an_ensemble_takes_whom_helps_and_no_more(lesions):
+    several = [made_up(lesions, f"model {k}", 1.0, 1.0) for k in range(5)]
+    metric = "macro ROC AUC"
+    found = strongest.ensemble(several, lesions, metric, 3)
+    values = [
+        strongest.by_validation(Chosen("", found.members[:count]), lesions, metric)
+        for count in range(1, len(found.members) + 1)
+    ]
+    assert 1 < len(found.members) <= 3
+    assert values == sorted(set(values))
+    assert values[0] == max(strongest.by_validation(Chosen("", (one,)), lesions, metric) for one in several)
+    assert strongest.ensemble([several[0]], lesions, metric, 3).members == (several[0],)
+    both = Chosen("", tuple(several[:2])).scores("test")
+    mean = np.mean([softmax(one.scores["test", "four views"]) for one in several[:2]], axis=0)
+    np.testing.assert_allclose(softmax(both), mean)
+
+
+def test_the_test_is_judged_with_what_validation_gave(lesions):
+    sharp = made_up(lesions, "sharp", 2, 2)
+    for key in sharp.scores:
+        sharp.scores[key][:] *= 20  # far too sure of itself
+    found = strongest.reports(Chosen("", (sharp,)), lesions)
+    labels, prior = lesions.labels[lesions.rows["test"]], lesions.prior.double().numpy()
+    scores = sharp.scores["test", "four views"]
+    recalls = [np.mean(scores[labels == k].argmax(axis=1) == k) for k in range(len(CLASSES))]
+    assert found["balanced accuracy"].value == pytest.approx(np.mean(recalls))
+    assert found["accuracy"].value == pytest.approx(np.mean((scores + prior).argmax(axis=1) == labels))
+    assert found["temperature"].value > 2
+    assert found["balanced accuracy, four views less one"].value == 0  # the views are the same here
+    assert found["recall of mel"].value == pytest.approx(recalls[lesions.dataset.classes.index("mel")])
+
+
+def test_choices_go_into_the_ledger(lesions, tmp_path, monkeypatch):
+    monkeypatch.setattr(ledger, "book_data", lambda *parts: tmp_path.joinpath(*parts))
+    monkeypatch.setenv("SKINBOOK_CACHE", str(tmp_path / "cache"))
+    trained = [made_up(lesions, name, 2, 2, seed) for name in ("one", "other") for seed in range(3)]
+    strongest.record(strongest.choose(trained, lesions, Plan((), ensemble=3)), lesions, "ham10000")
+    told = json.loads((tmp_path / "results" / "ham10000-full.json").read_text(encoding="utf-8"))["chapters"]
+    assert set(told) == {SINGLE, ENSEMBLE}
+    single, together = told[SINGLE], told[ENSEMBLE]
+    assert single["provenance"]["minutes"] == {"0": 1.5, "1": 1.5, "2": 1.5}
+    assert len(single["reports"]["balanced accuracy"]["seeds"]) == 3
+    assert "(seed " in together["provenance"]["model"]
+    assert single["provenance"]["split"] == lesions.split.fingerprint
+
+
+def test_a_bundle_of_it_says_the_same(lesions, kept, cache, tmp_path):
+    trained = strongest.load(kept)
+    bundle, report = strongest.bundle_of(trained, lesions, cache)
+    assert Bundle.load(bundle.save(tmp_path)).metrics == bundle.metrics == report.measured()
+    from skinbook.data import pixels
+
+    images = pixels.build(lesions.dataset, TINY.image, cache).pixels[lesions.rows["test"]]
+    logits, _ = bundle.outputs(images)
+    wanted = trained.scores["test", "one view"] + lesions.prior.numpy()
+    np.testing.assert_allclose(logits, wanted, atol=2e-2)  # the scores are kept as float16
+    assert bundle.threshold is not None
+    assert bundle.novelty is not None
+    assert "seed 0" in bundle.about
+
+
+def test_the_book_s_list_of_models_can_be_read(tmp_path):
+    wanted = strongest.plan()
+    assert {"single", "ensemble"} <= wanted.aims.keys()
+    assert len({one.name for one in wanted.entrants}) == len(wanted.entrants)
+    wrong = tmp_path / "models.toml"
+    wrong.write_text('[models."x"]\nnetwork = "resnet18"\nepoch = 3\n', encoding="utf-8")
+    with pytest.raises(SkinbookError, match=r"models\.toml is not a list of models.*Restore"):
+        strongest.plan(wrong)
