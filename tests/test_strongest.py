@@ -175,7 +175,7 @@ def test_the_test_is_judged_with_what_validation_gave(lesions):
 def test_choices_go_into_the_ledger(lesions, tmp_path, monkeypatch):
     monkeypatch.setattr(ledger, "book_data", lambda *parts: tmp_path.joinpath(*parts))
     monkeypatch.setenv("SKINBOOK_CACHE", str(tmp_path / "cache"))
-    trained = [made_up(lesions, name, 2, 2, seed) for name in ("one", "other") for seed in range(3)]
+    trained = [made_up(lesions, name, 1, 1, seed) for name in ("one", "other") for seed in range(3)]
     strongest.record(strongest.choose(trained, lesions, Plan((), ensemble=3)), lesions, "ham10000")
     told = json.loads((tmp_path / "results" / "ham10000-full.json").read_text(encoding="utf-8"))["chapters"]
     assert set(told) == {SINGLE, ENSEMBLE}
