@@ -31,7 +31,18 @@ from urllib.parse import unquote, urlsplit
 import typer
 
 from skinbook.config import EDITIONS, SkinbookError
-from skinbook.pages import all_results, audits, filled, held, picture, published, references, scaling, with_results
+from skinbook.pages import (
+    all_results,
+    audits,
+    filled,
+    held,
+    picture,
+    published,
+    references,
+    scaling,
+    strongest,
+    with_results,
+)
 
 HOME = Path(__file__).resolve().parent.parent
 BADGES = ("<!-- badges -->", "<!-- /badges -->")
@@ -426,7 +437,7 @@ def generated(home: Path = HOME) -> dict[Path, str]:
     """What every generated file should hold now: references, results, and the chapters' badges and links."""
     pages, readme, results = home / "chapters", home / "README.md", home / "chapters" / "results.md"
     shown, audited = [pages / "index.md", pages / "model_card.md"], pages / "audit.md"
-    machines, tried = pages / "scaling.md", pages / "held.md"
+    machines, tried, best = (pages / f"{name}.md" for name in ("scaling", "held", "strongest"))
     wanted = {
         pages / "references.md": references(pages / "references.bib"),
         readme: with_results(readme.read_text(encoding="utf-8")),
@@ -437,7 +448,10 @@ def generated(home: Path = HOME) -> dict[Path, str]:
             "published",
         ),
         audited: filled(audited.read_text(encoding="utf-8"), audits(), "audits"),
-        tried: filled(tried.read_text(encoding="utf-8"), held(home / "data" / "held.json"), "held"),
+        tried: filled(
+            tried.read_text(encoding="utf-8"), held(home / "data" / "held.json", home / "data" / "steady.json"), "held"
+        ),
+        best: filled(best.read_text(encoding="utf-8"), strongest(), "strongest"),
         machines: scaling(machines.read_text(encoding="utf-8"), home / "data" / "bench"),
     }
     for name in chapters(home):

@@ -19,6 +19,7 @@ from skinbook.rounding import decimals, shown
 RESULTS = re.compile(r"(<!-- results\s(.*?)-->\n)(.*?)(<!-- /results -->)", re.DOTALL)
 # Claims are drawn on one axis where they are shares or differences of shares; years and degrees have no place on it.
 WIDEST = 1.0
+LESS_IS_BETTER = ("calibration error",)
 ARCHIVE = 400_000  # photographs, about as many as the ISIC archive holds
 SIDES = (64, 128, 224)
 # How far the loss curve of two processes may be from that of one in a test. `data/devices.json` has what was measured.
@@ -122,8 +123,7 @@ def all_results() -> str:
     for edition, scale in ((e, s) for e in EDITIONS for s in SCALES):
         for name in ledger.held("results", edition, scale):
             held = ledger.read("results", edition, scale, name)
-            title = chapter.recipe(name, edition, scale)["title"]
-            parts.append(f"## {name[:2]} {title}: {edition}, {scale}")
+            parts.append(f"## {_title(name, edition, scale)}: {edition}, {scale}")
             parts.append(ledger.provenance_line(held["provenance"], edition, scale))
             if held["claims"]:
                 parts.append(_claims(held["claims"]))
@@ -132,6 +132,39 @@ def all_results() -> str:
                 numbers = _table(["Result", "Measured", "95 % interval", "Seeds"], rows)
                 parts.append(f"<details>\n<summary>Its {len(rows)} numbers</summary>\n\n{numbers}\n\n</details>")
     return "\n\n".join(parts) or "No results on real lesions are recorded yet."
+
+
+def _title(name: str, edition: str, scale: str) -> str:
+    """What a heading calls an entry of the ledger: a chapter, or one of the choices of `data/models.toml`."""
+    if name in (choices := _choices()):
+        return choices[name]["title"]
+    return f"{name[:2]} {chapter.recipe(name, edition, scale)['title']}"
+
+
+def _choices() -> dict[str, dict[str, Any]]:
+    return tomllib.loads(book_data("models.toml").read_text(encoding="utf-8"))["choices"]
+
+
+def strongest(edition: str = "ham10000") -> str:
+    """The strongest models as Markdown: who was chosen, what was aimed at, and what the test lesions gave."""
+    parts = []
+    for name, choice in _choices().items():
+        parts.append(f"## {choice['title']}")
+        if not (held := ledger.read("results", edition, "full", name)):
+            parts.append("Nothing is recorded yet.")
+            continue
+        about = held["provenance"]
+        parts.append(f"Chosen on validation: **{about['model']}**.")
+        rows = []
+        for what, found in held["reports"].items():
+            aim = choice["aims"].get(what)
+            reached = aim is not None and (found["value"] <= aim if what in LESS_IS_BETTER else found["value"] >= aim)
+            bound = "at most" if what in LESS_IS_BETTER else "at least"
+            verdict = ("reached" if reached else "**not reached**") if aim is not None else ""
+            rows.append([what, *_result_cells(found), "" if aim is None else f"{bound} {aim:.2f}: {verdict}"])
+        parts.append(_table(["On the test lesions", "Measured", "95 % interval", "Seeds", "Aimed at"], rows))
+        parts.append(ledger.provenance_line(about, edition, "full"))
+    return "\n\n".join(parts)
 
 
 def published(file: Path) -> str:
@@ -252,15 +285,25 @@ def ways() -> str:
     return _table(head, rows)
 
 
-def held(file: Path) -> str:
-    """What was tried to break the book and what held, a table for each area, from `make held`."""
+def held(file: Path, steady: Path | None = None) -> str:
+    """What was tried to break the book and what held, a table for each area, from `make held` and `make steady`.
+
+    file : what the marked tests found. steady : what came of the tests again and again; it may be missing.
+    """
     told = json.loads(file.read_text(encoding="utf-8"))
     lines = [
         f"Measured {told['date']} on {told['machine']} with Python {told['python']}, {told['kills']} kills for each "
         f"thing that can be killed: {sum(row['tests'] for row in told['rows'])} tests, {len(told['rows'])} faults."
     ]
+    rows = told["rows"]
+    if steady is not None and steady.is_file():
+        again = json.loads(steady.read_text(encoding="utf-8"))
+        rows = rows + again["rows"]
+        lines.append(
+            f"Rounds of all unit tests and chapters: {again['date']} on {again['machine']} with Python {again['python']}."
+        )
     areas: dict[str, list[list[str]]] = {}
-    for row in told["rows"]:
+    for row in rows:
         measured = "; ".join(row["measured"])
         result = {"held": "held", "failed": "**did not hold**", "skipped": "not tried"}[row["outcome"]]
         areas.setdefault(row["area"], []).append(

@@ -20,7 +20,7 @@ from typing import Any
 from skinbook import chapter, ledger
 from skinbook.book import HOME, chapters
 from skinbook.config import EDITIONS, SCALES, SkinbookError, book_data
-from skinbook.files import replaced
+from skinbook.files import reason, replaced
 from skinbook.progress import bar
 from skinbook.rounding import shown
 
@@ -163,20 +163,29 @@ def fragment(
     stem = "-".join(f"{key}-{value}" for key, value in run.items())
     kept = folder / f"{edition}-{scale}" / name / f"{stem}-{code}.json"
     if resume and kept.is_file():
-        found = json.loads(kept.read_text(encoding="utf-8"))
+        try:
+            found = json.loads(kept.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise SkinbookError(f"{kept} cannot be read ({error}). Remove it; that run is made anew.") from None
         other = " (made by another version of the package: without --resume it is run anew)"
         tell(f"{label}: already there{other if found['package'] != package else ''}")
         return found
     cells = read(notebook)
     cells.cells.append(nbformat.v4.new_code_cell(FACTS_CELL))
-    kept.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)  # before an hour of work, not after it
+    except OSError as error:
+        raise SkinbookError(
+            f"{kept.parent} cannot be made a folder ({reason(error)}). Move what stands in its way, or free some space."
+        ) from None
     started = time.monotonic()
     tell(f"{label}: running")
     try:
         execute(cells, notebook.parent, {**os.environ, **environment, **(also or {})}, label)
     finally:
         last = cells.cells.pop()
-        kept.with_suffix(".ipynb").write_text(nbformat.writes(cells), encoding="utf-8")
+        with replaced(kept.with_suffix(".ipynb")) as partial:
+            partial.write_text(nbformat.writes(cells), encoding="utf-8")
     minutes = (time.monotonic() - started) / 60
     found = {
         "chapter": name,
@@ -374,6 +383,8 @@ def status(home: Path = HOME, kinds: Sequence[str] = ("results", "tolerances")) 
         for file in sorted(book_data(kind).glob("*.json")):
             edition, _, scale = file.stem.rpartition("-")
             for name in ledger.held(kind, edition, scale):
+                if name.startswith("strongest_"):
+                    continue  # of trainings, not of a chapter: see `skinbook.strongest`
                 notebook = home / "chapters" / f"{name}.ipynb"
                 held = ledger.read(kind, edition, scale, name)
                 code = held["provenance"]["code"] if kind == "results" else held["code"]

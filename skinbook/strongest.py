@@ -42,11 +42,6 @@ from skinbook.train_bundle import CHANGES, LICENCES, ON, Recipe, choose_operatin
 from skinbook.training import fit, predict
 
 SINGLE, OWN, ENSEMBLE = "strongest_single", "strongest_own", "strongest_ensemble"
-TITLES = {
-    SINGLE: "The strongest single model",
-    OWN: "The strongest of the book's own weights",
-    ENSEMBLE: "The strongest small ensemble",
-}
 OWN_WEIGHTS = (SCRATCH, "lab backbone")
 PARTS = ("validation", "test")
 VIEWS = {"one view": False, "four views": True}  # the photograph alone, or the mean with its three mirror images
@@ -76,12 +71,16 @@ class Entrant:
 
 @dataclass(frozen=True)
 class Plan:
-    """The models, by what validation chooses (`metric`), how many an ensemble may have, and what was aimed at."""
+    """The models, by what validation chooses (`metric`), how many an ensemble may have, and of each choice its title and
+    what was aimed at."""
 
     entrants: tuple[Entrant, ...]
     metric: str = "macro ROC AUC"
     ensemble: int = 5
-    aims: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    choices: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def title(self, name: str) -> str:
+        return self.choices.get(name, {}).get("title", name)
 
 
 def plan(file: Path | None = None) -> Plan:
@@ -337,7 +336,7 @@ def run(
         for seed, one in of_seed.items():
             who = " + ".join(f"{m.entrant.name} (seed {m.seed})" for m in one.members)
             number = by_validation(one, lesions, wanted.metric)
-            tell(f"{TITLES[name]}, {seed}: {who}; {wanted.metric} on validation {number:.3f}")
+            tell(f"{wanted.title(name)}, {seed}: {who}; {wanted.metric} on validation {number:.3f}")
     if recorded:
         for written in record(chosen, lesions, edition):
             tell(f"Recorded in data/results/{written.name}")
@@ -353,7 +352,7 @@ def choose(trained: Sequence[Trained], lesions: Lesions, wanted: Plan) -> dict[s
     """The three choices, by name and seed: the single model, that of the book's own weights, and the ensemble."""
     own = [one for one in trained if one.about["weights"] in OWN_WEIGHTS]
     found = {
-        name: {one.seed: Chosen(TITLES[name], (one,)) for one in strongest(among, lesions, wanted.metric)}
+        name: {one.seed: Chosen((one,)) for one in strongest(among, lesions, wanted.metric)}
         for name, among in ((SINGLE, trained), (OWN, own))
         if among
     }
@@ -386,7 +385,6 @@ def load(file: Path) -> Trained:
 class Chosen:
     """One answer to the question which is strongest: its members' scores are averaged as probabilities."""
 
-    title: str
     members: tuple[Trained, ...]
 
     def scores(self, part: str, view: str = "four views") -> np.ndarray:
@@ -406,7 +404,7 @@ def strongest(trained: Sequence[Trained], lesions: Lesions, metric: str) -> list
         of_model.setdefault(one.entrant.name, []).append(one)
 
     def mean(found: Iterable[Trained]) -> float:
-        return float(np.mean([by_validation(Chosen("", (one,)), lesions, metric) for one in found]))
+        return float(np.mean([by_validation(Chosen((one,)), lesions, metric) for one in found]))
 
     return sorted(max(of_model.values(), key=mean), key=lambda one: one.seed)
 
@@ -422,12 +420,12 @@ def ensemble(trained: Sequence[Trained], lesions: Lesions, metric: str, most: in
         rest = [one for one in trained if one not in members]
         if not rest:
             break
-        ranked = {k: by_validation(Chosen("", (*members, one)), lesions, metric) for k, one in enumerate(rest)}
+        ranked = {k: by_validation(Chosen((*members, one)), lesions, metric) for k, one in enumerate(rest)}
         first = max(ranked, key=lambda k: ranked[k])
         if ranked[first] <= best:
             break
         members, best = (*members, rest[first]), ranked[first]
-    return Chosen(TITLES[ENSEMBLE], members)
+    return Chosen(members)
 
 
 # The test, opened once

@@ -145,14 +145,14 @@ def test_an_ensemble_takes_whom_helps_and_no_more(lesions):
     metric = "macro ROC AUC"
     found = strongest.ensemble(several, lesions, metric, 3)
     values = [
-        strongest.by_validation(Chosen("", found.members[:count]), lesions, metric)
+        strongest.by_validation(Chosen(found.members[:count]), lesions, metric)
         for count in range(1, len(found.members) + 1)
     ]
     assert 1 < len(found.members) <= 3
     assert values == sorted(set(values))
-    assert values[0] == max(strongest.by_validation(Chosen("", (one,)), lesions, metric) for one in several)
+    assert values[0] == max(strongest.by_validation(Chosen((one,)), lesions, metric) for one in several)
     assert strongest.ensemble([several[0]], lesions, metric, 3).members == (several[0],)
-    both = Chosen("", tuple(several[:2])).scores("test")
+    both = Chosen(tuple(several[:2])).scores("test")
     mean = np.mean([softmax(one.scores["test", "four views"]) for one in several[:2]], axis=0)
     np.testing.assert_allclose(softmax(both), mean)
 
@@ -161,7 +161,7 @@ def test_the_test_is_judged_with_what_validation_gave(lesions):
     sharp = made_up(lesions, "sharp", 2, 2)
     for key in sharp.scores:
         sharp.scores[key][:] *= 20  # far too sure of itself
-    found = strongest.reports(Chosen("", (sharp,)), lesions)
+    found = strongest.reports(Chosen((sharp,)), lesions)
     labels, prior = lesions.labels[lesions.rows["test"]], lesions.prior.double().numpy()
     scores = sharp.scores["test", "four views"]
     recalls = [np.mean(scores[labels == k].argmax(axis=1) == k) for k in range(len(CLASSES))]
@@ -203,7 +203,7 @@ def test_a_bundle_of_it_says_the_same(lesions, kept, cache, tmp_path):
 
 def test_the_book_s_list_of_models_can_be_read(tmp_path):
     wanted = strongest.plan()
-    assert {"single", "ensemble"} <= wanted.aims.keys()
+    assert wanted.choices.keys() == {SINGLE, OWN, ENSEMBLE}
     assert len({one.name for one in wanted.entrants}) == len(wanted.entrants)
     wrong = tmp_path / "models.toml"
     wrong.write_text('[models."x"]\nnetwork = "resnet18"\nepoch = 3\n', encoding="utf-8")
