@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from html import escape
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 from urllib.parse import unquote
 
@@ -32,6 +32,7 @@ from skinbook.data.pixels import reduce
 from skinbook.diagnoses import DIAGNOSES
 from skinbook.predict_files import Prediction, answers, prediction
 
+from skinbook.files import reason
 LARGEST = 20_000_000  # bytes of an upload
 TOO_LARGE = f"is larger than {LARGEST // 1_000_000} MB, the most that this page takes. Save it smaller, as a JPEG"
 DRAWN = (
@@ -291,8 +292,13 @@ class Server(ThreadingHTTPServer):
 
     def look(self, data: bytes, name: str) -> str:
         """The answer to an upload. One at a time: memory holds one photograph, and Grad-CAM hooks into the network."""
-        with self.turn:
-            found = look(self.model, data, name)
+        try:
+            with self.turn:
+                found = look(self.model, data, name)
+        except OSError as error:
+            raise SkinbookError(
+                f"{name} cannot be looked at, since {gettempdir()} cannot be written ({reason(error)}). Free some space there."
+            ) from None
         return shown(self.model, found)
 
     def handle_error(self, request: Any, client_address: Any) -> None:

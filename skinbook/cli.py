@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,6 +12,8 @@ import typer
 import typer.core
 
 from skinbook.config import SkinbookError
+from skinbook.files import reason
+from skinbook.reading import one_line
 
 STORY = """A book on skin lesions that measures its own claims.
 
@@ -111,12 +115,16 @@ def strongest_command(
     jobs: Annotated[int, typer.Option(help="How many trainings at a time, each with its share of the cores.")] = 1,
     bundle: Annotated[Path | None, typer.Option(help="Where the strongest of the book's own weights is saved.")] = None,
     models: Annotated[Path | None, typer.Option(help="Another list of models than data/models.toml.")] = None,
+    outlines: Annotated[bool, typer.Option(help="Train the U-Net of chapter 08 on all masks, too.")] = True,
 ) -> None:
     """Train the models of data/models.toml, choose the strongest on validation, and judge it on the test."""
-    from skinbook import chapter, strongest
+    from skinbook import chapter, strongest, strongest_masks
 
-    dials = _dials(edition, "full")
-    strongest.run(dials[0], seeds, record, jobs, bundle=bundle, file=models, device=chapter.device(), tell=_tell)
+    edition, _ = _dials(edition, "full")
+    device = chapter.device()
+    strongest.run(edition, seeds, record, jobs, bundle=bundle, file=models, device=device, tell=_tell)
+    if outlines:
+        strongest_masks.run(edition, seeds, record, device=device, tell=_tell)
 
 
 @app.command("spread")
@@ -134,7 +142,7 @@ def spread_command(
     """Measure how far reports move over seeds, threads and instructions, and write the tolerances of the checks."""
     from skinbook import runs
 
-    if not all(count.strip().isdigit() for count in threads.split(",")):
+    if not all(count.strip().isdecimal() for count in threads.split(",")):
         raise SkinbookError(f"--threads is {threads!r}; expected whole numbers separated by commas, such as 1,2.")
     counts = [int(count) for count in threads.split(",")]
     kinds = [kind.strip() for kind in instructions.split(",")]
@@ -201,7 +209,7 @@ def bench_command(
         known = ", ".join(("training", *bench_parts.PARTS))
         raise SkinbookError(f"{odd.pop()!r} is no part of the bench; choose from {known}.")
     numbers = [side.strip() for side in sides.split(",")]
-    if not all(side.isdigit() and int(side) >= 16 for side in numbers):
+    if not all(side.isdecimal() and int(side) >= 16 for side in numbers):
         raise SkinbookError(
             f"--sides is {sides!r}; expected whole numbers from 16, separated by commas, such as 64,128."
         )
@@ -285,7 +293,17 @@ def main() -> None:
     try:
         _mounted()()
     except SkinbookError as error:
-        typer.echo(f"skinbook: {error}", err=True)
+        typer.echo(f"skinbook: {one_line(str(error))}", err=True)
+        sys.exit(2)
+    except OSError as error:
+        what = f"{error.filename} cannot be read or written" if error.filename else "Reading or writing failed"
+        typer.echo(
+            f"skinbook: {what} ({reason(error)}). Correct the path, change its permissions, or free some space.",
+            err=True,
+        )
+        if error.filename is None:  # or Python would try to write the rest once more when it ends, and say so
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(2)
 
 

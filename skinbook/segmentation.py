@@ -69,3 +69,10 @@ def predict_masks(network: nn.Module, batches: Batches) -> np.ndarray:
         If the batches are shuffled or augmented.
     """
     return torch.from_numpy(predict(network, batches)[:, 0]).sigmoid().numpy()
+
+
+def iou(predicted, truth):
+    """Jaccard index of each photograph, float (n,), from bool (n, height, width); 1 where both are empty."""
+    shared = (predicted & truth).sum(axis=(1, 2))
+    either = (predicted | truth).sum(axis=(1, 2))
+    return np.where(either > 0, shared / np.maximum(either, 1), 1.0)

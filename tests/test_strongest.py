@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from skinbook import evaluate_given, ledger, strongest
+from skinbook import evaluate_given, ledger, strongest, strongest_masks
 from skinbook.bundle import Bundle
 from skinbook.config import SkinbookError
+from skinbook.data import catalog
 from skinbook.evaluation import softmax
 from skinbook.strongest import ENSEMBLE, OWN, SINGLE, Chosen, Entrant, Lesions, Plan, Trained
 
@@ -203,9 +204,33 @@ def test_a_bundle_of_it_says_the_same(lesions, kept, cache, tmp_path):
 
 def test_the_book_s_list_of_models_can_be_read(tmp_path):
     wanted = strongest.plan()
-    assert wanted.choices.keys() == {SINGLE, OWN, ENSEMBLE}
+    assert wanted.choices.keys() == {SINGLE, OWN, ENSEMBLE, strongest_masks.NAME}
     assert len({one.name for one in wanted.entrants}) == len(wanted.entrants)
     wrong = tmp_path / "models.toml"
     wrong.write_text('[models."x"]\nnetwork = "resnet18"\nepoch = 3\n', encoding="utf-8")
     with pytest.raises(SkinbookError, match=r"models\.toml is not a list of models.*Restore"):
         strongest.plan(wrong)
+
+
+def test_an_outline_is_learned_kept_and_judged(tmp_path, monkeypatch):
+    whole = catalog.load("lab")
+    monkeypatch.setattr(ledger, "book_data", lambda *parts: tmp_path.joinpath(*parts))
+    some = whole.table.groupby("dx").head(12)
+    few = replace(whole, table=some.reset_index(drop=True))
+    monkeypatch.setattr("skinbook.data.catalog.load", lambda *_: few)
+    monkeypatch.setenv("SKINBOOK_CACHE", str(tmp_path / "cache"))
+    recipe = strongest_masks.Outliner("test_resnet", "lab", 32, (16, 16, 8, 8, 8), epochs=2, learning_rate=3e-3)
+    lines: list[str] = []
+    about = {"recipe": recipe, "folder": tmp_path / "kept", "tell": lines.append}
+    files = strongest_masks.run("ham10000", 1, recorded=True, **about)
+    assert len(lines) == 3
+    assert strongest_masks.run("ham10000", 1, **about) == files
+    assert len(lines) == 3  # nothing was trained again
+    told = ledger.read("results", "ham10000", "full", strongest_masks.NAME)
+    lesions = Lesions.of(few)
+    overlap = np.array(json.loads(files[0].read_text(encoding="utf-8"))["test overlap"])
+    assert len(overlap) == len(lesions.rows["test"])
+    assert told["reports"]["IoU"]["value"] == pytest.approx(overlap.mean())
+    assert told["reports"]["Dice"]["value"] == pytest.approx((2 * overlap / (1 + overlap)).mean())
+    assert told["reports"]["share of failures"]["value"] == pytest.approx((overlap < 0.65).mean())
+    assert overlap.mean() > 0.3  # it learns: an answer at random shares less with a lesion

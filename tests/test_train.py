@@ -14,7 +14,7 @@ import pytest
 import torch
 from layouts import write_csv
 
-from skinbook import calibration, evaluate_given, train_bundle
+from skinbook import calibration, evaluate_given, losses, segmentation, train_bundle
 from skinbook.bundle import Bundle
 from skinbook.config import SkinbookError
 from skinbook.splits import lesion_split
@@ -210,10 +210,19 @@ def tree(source: str) -> str:
     return ast.dump(found)
 
 
-@pytest.mark.parametrize("name", ["temperature_of", "threshold_for"])
-def test_what_chapter_05_teaches_is_what_is_used(name):
+@pytest.mark.parametrize(
+    ("chapter", "used"),
+    [
+        ("05_binary_malignancy", calibration.temperature_of),
+        ("05_binary_malignancy", calibration.threshold_for),
+        ("08_segmentation", losses.dice_loss),
+        ("08_segmentation", segmentation.iou),
+    ],
+)
+def test_what_a_chapter_teaches_is_what_is_used(chapter, used):
     chapters = Path(__file__).resolve().parent.parent / "chapters"
-    notebook = nbformat.read(chapters / "05_binary_malignancy.ipynb", as_version=4)
+    notebook = nbformat.read(chapters / f"{chapter}.ipynb", as_version=4)
+    name = used.__name__
     taught = [
         node
         for cell in notebook.cells
@@ -222,4 +231,4 @@ def test_what_chapter_05_teaches_is_what_is_used(name):
         if getattr(node, "name", None) == name
     ]
     assert len(taught) == 1
-    assert tree(ast.unparse(taught[0])) == tree(inspect.getsource(getattr(calibration, name)))
+    assert tree(ast.unparse(taught[0])) == tree(inspect.getsource(used))

@@ -1,0 +1,165 @@
+"""The strongest outline: the U-Net of chapter 08 on every training photograph, over several seeds, judged on the test once.
+
+Nothing is chosen here but the recipe below: the last epoch is kept, and the threshold is one half.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from skinbook import ledger
+from skinbook.augment import Augment
+from skinbook.batches import Batches
+from skinbook.data import pixels
+from skinbook.evaluation import Evaluation, Interval, interval
+from skinbook.files import replaced
+from skinbook.keyed import key_bits
+from skinbook.losses import dice_loss
+from skinbook.segmentation import UNet, iou, predict_masks
+from skinbook.strongest import Lesions
+
+NAME = "strongest_outline"
+LIMIT = 0.65  # an overlap below it counts as none: ISIC 2018, Task 1 (Codella et al. 2019, arXiv 1902.03368)
+CHANGES = Augment(flip=True, rotate=45, brightness=0.2, contrast=0.2, saturation=0.2, hue=0.02)
+
+
+@dataclass(frozen=True)
+class Outliner:
+    """A U-Net and its training. image : side in pixels, a multiple of 32. decoder : channels of its five steps."""
+
+    network: str = "mobilenet_v2"
+    weights: str = "pretrained"
+    image: int = 96
+    decoder: tuple[int, ...] = (64, 48, 32, 24, 16)
+    epochs: int = 6
+    learning_rate: float = 1e-3
+    batch_size: int = 16
+
+
+def train(
+    recipe: Outliner,
+    seed: int,
+    lesions: Lesions,
+    folder: Path,
+    cache: Path,
+    device: str = "cpu",
+    log: Callable[[str], None] = print,
+) -> Path:
+    """Train once and keep the overlap of each test photograph; returns the file, which is not made again if it is there."""
+    known_by = key_bits(json.dumps([asdict(recipe), seed, lesions.split.fingerprint], sort_keys=True))
+    kept = folder / f"outline-{seed}-{known_by:016x}.json"
+    if kept.exists():
+        return kept
+    folder.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    photographs = pixels.build(lesions.dataset, recipe.image, cache).pixels
+    masks = pixels.build(lesions.dataset, recipe.image, cache, what="masks").pixels
+    torch.manual_seed(seed)
+    network = UNet(recipe.network, recipe.weights, recipe.decoder).to(device).to(memory_format=torch.channels_last)
+
+    def batches(part: str, **options: Any) -> Batches:
+        about: dict[str, Any] = {"mean": network.mean, "std": network.std, "device": device, "masks": masks}
+        rows = lesions.rows[part]
+        return Batches(photographs, lesions.labels, rows, recipe.batch_size, **about, **options)
+
+    learn = batches("train", shuffle=True, augment=CHANGES, seed=seed)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.learning_rate)
+    rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe.epochs * len(learn))
+    for epoch in range(recipe.epochs):
+        network.train()
+        losses = []
+        for batch in learn.epoch(epoch):
+            wanted: Any = batch.masks
+            logits = network(batch.inputs)
+            loss = binary_cross_entropy_with_logits(logits, wanted) + dice_loss(logits, wanted)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            rate.step()
+            losses.append(loss.item())
+        overlap = iou(predict_masks(network, batches("validation")) >= 0.5, masks[lesions.rows["validation"]] > 0)
+        log(f"seed {seed}, epoch {epoch + 1}: loss {np.mean(losses):.3f}, validation IoU {overlap.mean():.3f}")
+    overlap = iou(predict_masks(network, batches("test")) >= 0.5, masks[lesions.rows["test"]] > 0)
+    found = {
+        "recipe": asdict(recipe),
+        "seed": seed,
+        "split": lesions.split.fingerprint,
+        "weights": network.weights,
+        "minutes": (time.monotonic() - started) / 60,
+        "package": ledger.package_hash(),
+        "code": f"{key_bits(json.dumps(asdict(recipe), sort_keys=True)):016x}"[:12],
+        **ledger.surroundings(device),
+        "test overlap": [round(float(one), 5) for one in overlap],
+    }
+    with replaced(kept) as partial:
+        partial.write_text(json.dumps(found) + "\n", encoding="utf-8")
+    return kept
+
+
+def reports(overlap: np.ndarray, lesions: Lesions) -> dict[str, Interval]:
+    """Means over the test photographs, with intervals over lesions: overlap is the IoU of each, float (n,).
+
+    A Dice is 2 IoU / (1 + IoU) of the same photograph.
+    """
+    rows = lesions.rows["test"]
+    names = lesions.dataset.table["lesion_id"].to_numpy(dtype=object)[rows]
+    weights = Evaluation(np.zeros(len(rows), int), np.ones((len(rows), 1)), names, ("lesion",)).weights
+    values = {
+        "Dice": 2 * overlap / (1 + overlap),
+        "IoU": overlap,
+        "thresholded Jaccard": np.where(overlap >= LIMIT, overlap, 0.0),
+        "share of failures": (overlap < LIMIT).astype(float),
+    }
+    return {
+        name: interval(float(value.mean()), weights @ value / weights.sum(axis=1)) for name, value in values.items()
+    }
+
+
+def run(
+    edition: str,
+    seeds: int = 3,
+    recorded: bool = False,
+    recipe: Outliner | None = None,
+    folder: Path | None = None,
+    device: str = "cpu",
+    tell: Callable[[str], None] = print,
+) -> list[Path]:
+    """Train every seed that is not trained yet; with `recorded`, write what the test lesions gave into the ledger."""
+    from skinbook.config import settings
+    from skinbook.data import catalog
+
+    about, recipe = settings(), recipe or Outliner()
+    lesions = Lesions.of(catalog.load(edition, about))
+    folder = folder or about.cache / "strongest" / edition
+    files = [train(recipe, seed, lesions, folder, about.cache, device, tell) for seed in range(seeds)]
+    if recorded:
+        runs = {seed: _run(json.loads(file.read_text(encoding="utf-8")), lesions) for seed, file in enumerate(files)}
+        entry = ledger.entry(runs, datetime.now(UTC).strftime("%Y-%m-%d"))
+        tell(f"Recorded in data/results/{ledger.write('results', edition, 'full', NAME, entry).name}")
+    return files
+
+
+def _run(found: dict[str, Any], lesions: Lesions) -> dict[str, Any]:
+    recipe = found["recipe"]
+    overlap = np.array(found["test overlap"])
+    model = f"U-Net with {recipe['network']}, {recipe['image']} px, {recipe['epochs']} epochs"
+    return {
+        "reports": {name: vars(value) for name, value in reports(overlap, lesions).items()},
+        "claims": {},
+        "facts": {
+            "hardware": found["hardware"],
+            "versions": found["versions"],
+            "notes": {"split": found["split"], "weights": found["weights"], "model": model},
+        },
+        **{key: found[key] for key in ("code", "package", "minutes")},
+    }
