@@ -23,7 +23,7 @@ from skinbook.card import BINARY, Answers, Kinds, Model, must_be_photographs, re
 from skinbook.config import SkinbookError
 from skinbook.diagnoses import DEFAULT_DEFINITION
 from skinbook.evaluation import softmax
-from skinbook.files import replaced
+from skinbook.files import locked, replaced
 from skinbook.keyed import key_bits
 from skinbook.networks import Backbone, Classifier
 from skinbook.novelty import ARRAYS, Novelty, mahalanobis
@@ -146,7 +146,13 @@ class Bundle(Model):
         return self.answers(pixels, batch_size, device).probabilities
 
     def save(self, folder: Path) -> Path:
-        """Write the bundle into `folder`, in place of the one there if any; returns `folder`."""
+        """Write the bundle into `folder`, in place of the one there if any; returns `folder`.
+
+        Raises
+        ------
+        SkinbookError
+            If the folder cannot be written or the disk is full; a bundle that was there is as it was.
+        """
         from safetensors.torch import save
 
         folder = Path(folder)
@@ -160,26 +166,27 @@ class Bundle(Model):
         data = save({key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()})
         sha256 = hashlib.sha256(data).hexdigest()
         weights = folder / f"weights-{sha256[:12]}.safetensors"
-        with replaced(weights) as partial:
-            partial.write_bytes(data)
-        # The weights are there before anything names them: a bundle cut off here is the old one, whole.
-        write(
-            folder / CARD,
-            {
-                "format": FORMAT,
-                "about": self.about,
-                "network": backbone.name,
-                "stride": backbone.asked_stride,
-                "mean": list(backbone.mean),
-                "std": list(backbone.std),
-                **self.told(),
-                "weights": weights.name,
-                "sha256": sha256,
-            },
-        )
-        for old in folder.glob("weights-*.safetensors"):
-            if old != weights:
-                old.unlink(missing_ok=True)
+        with locked(folder / CARD):  # or one process would remove the weights that another one's card names
+            with replaced(weights) as partial:
+                partial.write_bytes(data)
+            # The weights are there before anything names them: a bundle cut off here is the old one, whole.
+            write(
+                folder / CARD,
+                {
+                    "format": FORMAT,
+                    "about": self.about,
+                    "network": backbone.name,
+                    "stride": backbone.asked_stride,
+                    "mean": list(backbone.mean),
+                    "std": list(backbone.std),
+                    **self.told(),
+                    "weights": weights.name,
+                    "sha256": sha256,
+                },
+            )
+            for old in folder.glob("weights-*.safetensors"):
+                if old != weights:
+                    old.unlink(missing_ok=True)
         return folder
 
     def told(self) -> dict[str, Any]:

@@ -1,14 +1,17 @@
-"""Writing a file so that nobody ever reads half of it."""
+"""Writing a file so that nobody ever reads half of it, and so that two processes do not write it at once."""
 
 from __future__ import annotations
 
 import errno
+import functools
+import hashlib
 import os
+import platform
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from skinbook.config import SkinbookError
+from skinbook.config import SkinbookError, settings
 
 
 @contextmanager
@@ -20,18 +23,66 @@ def replaced(file: Path) -> Iterator[Path]:
     SkinbookError
         If the folder cannot be written or the disk is full; `file` is as it was, and nothing is left beside it.
     """
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    partial = file.with_name(f".{file.name}.{_machine()}-{os.getpid()}.partial")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
+        _clear(file.parent)
         yield partial
         with open(partial, "rb") as held:
             os.fsync(held.fileno())
         os.replace(partial, file)
     except OSError as error:
-        reason = "no space is left" if error.errno == errno.ENOSPC else (error.strerror or str(error))
         raise SkinbookError(
-            f"{file} could not be written: {reason}. Free some space or choose another folder."
+            f"{file} could not be written: {reason(error)}. Free some space or choose another folder."
         ) from error
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(file: Path) -> Iterator[None]:
+    """A block that one process at a time is in for the same `file`; another one waits.
+
+    The lock lies in the cache, since what lies beside `file` may be handed on. It stays: another process may be waiting
+    for it, and would not see one that is made anew.
+
+    Raises
+    ------
+    SkinbookError
+        If the cache cannot be written.
+    """
+    from filelock import FileLock
+
+    named = hashlib.blake2b(str(file.resolve()).encode(), digest_size=8).hexdigest()
+    lock = settings().cache / "locks" / f"{named}.lock"
+    with ExitStack() as stack:
+        try:
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(FileLock(lock))
+        except OSError as error:
+            raise SkinbookError(
+                f"{lock.parent} cannot be written ({reason(error)}). Set SKINBOOK_CACHE to a folder that you may write to."
+            ) from None
+        yield
+
+
+def reason(error: OSError) -> str:
+    """What the system says of its error, in few words."""
+    return "no space is left" if error.errno in (errno.ENOSPC, errno.EDQUOT) else (error.strerror or str(error))
+
+
+@functools.cache
+def _machine() -> str:
+    """Eight digits for this machine: a folder may be shared, and only here can it be told whether a writer lives."""
+    return hashlib.blake2b(platform.node().encode(), digest_size=4).hexdigest()
+
+
+def _clear(folder: Path) -> None:
+    """Remove what writers that were killed have left in a folder."""
+    import psutil
+
+    for left in folder.glob(f".*.{_machine()}-*.partial"):
+        writer = left.name.removesuffix(".partial").rpartition("-")[2]
+        if writer.isdecimal() and not psutil.pid_exists(int(writer)):
+            left.unlink(missing_ok=True)

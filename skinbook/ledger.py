@@ -22,8 +22,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from skinbook import __version__
-from skinbook.config import SkinbookError, book_data, settings
-from skinbook.files import replaced
+from skinbook.config import SkinbookError, book_data
+from skinbook.files import locked, replaced
 from skinbook.rounding import shown
 
 # The bundles in which a notebook's outputs carry what was said.
@@ -204,17 +204,16 @@ def _load(file: Path) -> dict[str, Any]:
 
 
 def write(kind: str, edition: str, scale: str, chapter: str, entry: Mapping[str, Any]) -> Path:
-    """Put a chapter's entry in the place of its last one; the other chapters stay as they are."""
-    from filelock import FileLock
+    """Put a chapter's entry in the place of its last one; the other chapters stay as they are.
 
+    Raises
+    ------
+    SkinbookError
+        If the ledger cannot be read or written; it is then as it was.
+    """
     file = file_of(kind, edition, scale)
-    file.parent.mkdir(parents=True, exist_ok=True)
     about = ABOUT_RESULTS if kind == "results" else ABOUT_TOLERANCES
-    # The lock's file stays: another process may be waiting for it, and would not see one that is made anew. It lies in
-    # the cache, because all that lies in `data` goes into the wheel.
-    lock = settings().cache / "locks" / f"ledger-{digest(str(file.resolve()))}.lock"
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(lock):
+    with locked(file):
         chapters = _load(file).get("chapters", {}) | {chapter: entry}
         whole = {"about": about, "edition": edition, "scale": scale, "chapters": dict(sorted(chapters.items()))}
         with replaced(file) as partial:

@@ -19,7 +19,7 @@ import numpy as np
 
 from skinbook.card import Answers, Kinds, Model, must_be_photographs, plain, read, sealed_file, write
 from skinbook.config import SkinbookError
-from skinbook.files import replaced
+from skinbook.files import locked, replaced
 
 if TYPE_CHECKING:
     from skinbook.bundle import Bundle
@@ -103,13 +103,14 @@ def export(bundle: Bundle, folder: Path) -> Path:
     data = graph.SerializeToString(deterministic=True)
     sha256 = hashlib.sha256(data).hexdigest()
     file = folder / f"model-{sha256[:12]}.onnx"
-    with replaced(file) as partial:
-        partial.write_bytes(data)
-    named = {"bundle": backbone.weights, "model": file.name, "sha256": sha256}
-    write(folder / CARD, {"format": FORMAT, **told, **named})
-    for old in folder.glob("model-*.onnx"):
-        if old != file:
-            old.unlink(missing_ok=True)
+    with locked(folder / CARD):
+        with replaced(file) as partial:
+            partial.write_bytes(data)
+        named = {"bundle": backbone.weights, "model": file.name, "sha256": sha256}
+        write(folder / CARD, {"format": FORMAT, **told, **named})
+        for old in folder.glob("model-*.onnx"):
+            if old != file:
+                old.unlink(missing_ok=True)
     return file
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import copy
+import functools
 import json
 import os
 import sys
@@ -17,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from typing import ParamSpec, TypeVar
 import numpy as np
 import pandas as pd
 import torch
@@ -30,6 +32,8 @@ from skinbook.keyed import key_bits
 
 PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 BETTER_WHEN_HIGHER = {"accuracy": True, "balanced accuracy": True, "loss": False}
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @dataclass
@@ -42,6 +46,32 @@ class Fit:
 
 
 def fit(
+def _says_when_memory_is_short(function: Callable[P, R]) -> Callable[P, R]:
+    """`function`, which is given batches, names a smaller size of them where the memory does not suffice."""
+
+    @functools.wraps(function)
+    def tried(*given: P.args, **named: P.kwargs) -> R:
+        try:
+            return function(*given, **named)
+        except (RuntimeError, MemoryError) as error:
+            if not _is_short_of_memory(error):
+                raise
+        # Out here nothing holds on to the tensors of the failed attempt any more.
+        batches = next(one for one in (*given, *named.values()) if isinstance(one, Batches))
+        size, device = batches.batch_size, batches.device
+        remedy = f"Try batch_size={size // 2}" if size > 1 else "Try a smaller network or smaller photographs"
+        raise SkinbookError(f"The memory of {device} does not suffice for a batch of {size} photographs. {remedy}.")
+
+    return tried
+
+
+def _is_short_of_memory(error: Exception) -> bool:
+    from accelerate.utils.memory import should_reduce_batch_size
+
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or should_reduce_batch_size(error)
+
+
+@_says_when_memory_is_short
     network: nn.Module,
     train: Batches,
     validation: Batches | None = None,
@@ -85,8 +115,9 @@ def fit(
     Raises
     ------
     SkinbookError
-        If the loss is not a finite number (naming epoch, batch and rows), an option is unknown, the checkpoint
-        belongs to another run, or a batch is too small for so many processes.
+        If the loss or a weight is not a finite number (naming epoch, batch and rows; the checkpoint stays that of the
+        last sound epoch), memory is short (naming a batch size to try), an option is unknown, the checkpoint belongs to
+        another run or cannot be written, or a batch is too small for so many processes.
     """
     from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
@@ -136,10 +167,7 @@ def fit(
                 logits, labels = _whole_batch(wrapped(batch.inputs), batch, share)
                 value = loss(logits, labels)
             if not torch.isfinite(value):
-                raise SkinbookError(
-                    f"The loss is {value.item()} in epoch {epoch + 1}, batch {number + 1} (rows {batch.rows[:8].tolist()}…). "
-                    "Lower the learning rate, or look at those images; the last checkpoint is untouched."
-                )
+                raise _no_number(f"The loss is {value.item()} in epoch {epoch + 1}, batch {number + 1}", batch)
             optim.zero_grad(set_to_none=True)
             accelerator.backward(value * share[1])  # of whose gradients the mean is taken, where the sum is due
             optim.step()
@@ -147,6 +175,8 @@ def fit(
                 run.average_weights()
             total += value.item() * len(labels)
         run.follow_main_process(share)  # batch normalisation saw other photographs in every process
+        if not run.is_sound():
+            raise _no_number(f"A weight is not a finite number after epoch {epoch + 1}, batch {number + 1}", batch)
         row = {"epoch": epoch + 1, "learning rate": run.rate, "train loss": total / len(train.rows)}
         if validation is not None:
             with run.averaged_weights():
@@ -233,6 +263,17 @@ def _whole_batch(own: torch.Tensor, batch: Batch, share: tuple[int, int]) -> tup
 
 
 def _train_mode(network: nn.Module) -> None:
+def _no_number(what: str, batch: Batch) -> SkinbookError:
+    """What to say of a loss or weight that is no number. Rows whose own inputs are none are named, else the batch's."""
+    inputs = batch.inputs if isinstance(batch.inputs, tuple) else (batch.inputs,)
+    sound = torch.stack([part.reshape(len(part), -1).isfinite().all(1) for part in inputs]).all(0).cpu().numpy()
+    rows = batch.rows if sound.all() else batch.rows[~sound]
+    return SkinbookError(
+        f"{what} (rows {', '.join(map(str, rows))} of the photographs). Lower the learning rate, or look at those images; "
+        "the last checkpoint is untouched."
+    )
+
+
     """Training mode, but for normalisation layers whose parameters are all frozen: their statistics stay as they are."""
     network.train()
     for module in network.modules():
@@ -255,6 +296,7 @@ def cosine(progress: float, warmup: float) -> float:
 
 
 def predict(network: nn.Module, batches: Batches, flips: bool = False, share: tuple[int, int] = (0, 1)) -> np.ndarray:
+@_says_when_memory_is_short
     """Logits, float32 (rows, classes), in the order of `batches.rows`.
 
     flips : the mean over a photograph and its three mirror images (test-time augmentation).
@@ -263,7 +305,7 @@ def predict(network: nn.Module, batches: Batches, flips: bool = False, share: tu
     Raises
     ------
     SkinbookError
-        If the batches are shuffled or augmented.
+        If the batches are shuffled or augmented, or memory is short (naming a batch size to try).
     """
     batches.must_be_plain()
     network.eval().to(batches.device)
@@ -367,6 +409,10 @@ class _Run:
             torch.distributed.broadcast(tensor, 0)
 
     def record(self, row: dict[str, float]) -> bool:
+    def is_sound(self) -> bool:
+        """Whether all weights are finite: the last step of an epoch may spoil them, and no loss would tell."""
+        return bool(torch.stack([weight.isfinite().all() for weight in self.network.parameters()]).all())
+
         """Keep an epoch's row, and its weights where it is the best so far (without validation the last one is)."""
         self.history.append(row)
         score = self.sign * row[self.monitor] if self.monitor in row else float(row["epoch"])

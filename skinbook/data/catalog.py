@@ -56,8 +56,15 @@ class Found:
 
 
 def status(settings: Settings | None = None, root: Path | None = None) -> list[Found]:
-    """What is found of every edition, and where; nothing is generated or downloaded, no image is opened."""
+    """What is found of every edition, and where; nothing is generated or downloaded, no image is opened.
+
+    Raises
+    ------
+    SkinbookError
+        If the root, or a folder that `SKINBOOK_DATA` names, is not a folder.
+    """
     settings = settings or config.settings()
+    locate.places(settings, root)
     found = [Found("lab", settings.cache, "always at hand: generated when it is first used")]
     for edition in EDITIONS[1:]:
         try:

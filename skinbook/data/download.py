@@ -20,12 +20,14 @@ import subprocess
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from skinbook.config import SkinbookError
 from skinbook.data.images import SUFFIXES
+from skinbook.files import replaced
 from skinbook.progress import bar
 
 BLOCK = 1 << 20
@@ -147,15 +149,19 @@ def fetch_and_unpack(remote: Remote, folder: Path) -> Path:
     if target.suffix != ".zip":
         if not target.exists():
             fetch(remote, folder)
-            if not remote.md5:
-                _record(target)
-        return target
-    unpacked = target.with_suffix("")
-    if not unpacked.is_dir():
-        unpack(fetch(remote, folder), unpacked)
         if not remote.md5:
             _record(target)
-        target.unlink()
+        return target
+    unpacked = target.with_suffix("")
+    if unpacked.is_dir() and not target.exists():
+        return unpacked
+    with _alone(unpacked):
+        if not unpacked.is_dir():
+            unpack(fetch(remote, folder), unpacked)
+        if target.exists():  # also where a kill came between
+            if not remote.md5:
+                _record(target)
+            target.unlink()
     return unpacked
 
 
@@ -172,25 +178,34 @@ def fetch(remote: Remote, folder: Path) -> Path:
     from filelock import FileLock
 
     target = folder / remote.name
+    with _alone(target):
+        if target.exists():
+            _remove(_part(target))  # what a kill just after the rename leaves
+        else:
+            try:
+                _fetch(remote, target)
+            except OSError:  # of this machine; those of the network are dealt with further down
+                _remove(_part(target))
+                raise
+    return target
+
+
+@contextmanager
+def _alone(target: Path) -> Iterator[None]:
+    """A block in which no other process makes the same file or folder; what this machine refuses is one sentence."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{target}.lock"):
-            if not target.exists():
-                try:
-                    _fetch(remote, target)
-                except OSError:  # of this machine; those of the network are dealt with further down
-                    _remove(_part(target))
-                    raise
+            yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise SkinbookError(
-                f"No space left in {folder} for {remote.name}. "
+                f"No space left in {target.parent} for {target.name}. "
                 "Free some, or set SKINBOOK_CACHE to a folder on a larger disk."
             ) from None
         raise SkinbookError(
             f"{target} cannot be written ({error.strerror}). Set SKINBOOK_CACHE to a folder that you may write to."
         ) from None
-    return target
 
 
 def _part(target: Path) -> Path:
@@ -281,6 +296,8 @@ def _go_on(url: str, part: Path, remote: Remote) -> None:
         version = etag if etag and not etag.startswith("W/") else answer.headers.get("Last-Modified", "")
         with open(part, "ab" if have else "wb") as file:
             _write_state(part, {"url": url, "version": version})
+        if not have:
+            _remove(part)  # with its state, which must not be taken for that of the bytes to come
             with bar(total or 0, remote.name, unit="byte") as shown:
                 shown.update(have)
                 while block := answer.read(BLOCK):
@@ -343,11 +360,12 @@ def _check(remote: Remote, target: Path, part: Path) -> str | None:
 
 def _record(file: Path) -> None:
     """Write the SHA-256 of a file that has proved sound, if it has none yet."""
-    hashes = recorded(file.parent)
-    if file.name not in hashes:
-        unfinished = file.parent / f"{HASHES}.tmp"
-        unfinished.write_text(json.dumps(hashes | {file.name: file_hash(file, "sha256")}, indent=1))
-        os.replace(unfinished, file.parent / HASHES)
+    if file.name in recorded(file.parent):
+        return
+    with _alone(file.parent / HASHES):
+        hashes = recorded(file.parent) | {file.name: file_hash(file, "sha256")}
+        with replaced(file.parent / HASHES) as partial:
+            partial.write_text(json.dumps(hashes, indent=1))
 
 
 def unpack(archive: Path, folder: Path) -> Path:

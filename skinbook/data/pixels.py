@@ -29,6 +29,7 @@ from skinbook import keyed
 from skinbook.config import SkinbookError
 from skinbook.data.images import Files
 from skinbook.data.schema import Dataset, ImageSource
+from skinbook.files import replaced
 from skinbook.progress import bar
 
 CHUNK = 32  # rows; a kill can cost three chunks
@@ -225,22 +226,22 @@ def _fill(plan: _Plan, source: ImageSource, progress: bool, workers: int) -> Non
     if shutil.disk_usage(plan.path.parent).free < plan.bytes - already + SPARE:
         raise _no_space(plan.path.parent, plan.bytes)
     row_bytes = int(np.prod(plan.shape[1:]))
+    going_on = already == len(header) + plan.bytes
+    digests = _taken_over(plan, len(header), row_bytes) if going_on else {}
+    synced: list[Future[None]] = []
     # Plain writes, not a writable memory map: on a full disk a write gives an error, a map kills the process.
     with (
-        open(plan.partial, "r+b" if already else "w+b") as pixels,
-        open(plan.finished, "a+") as finished,
+        open(plan.partial, "r+b" if going_on else "w+b") as pixels,
+        open(plan.finished, "a" if going_on else "w") as finished,
         ThreadPoolExecutor(1) as syncing,  # a slow disk must not keep the decoders waiting
         ThreadPoolExecutor(1) as writing,  # while the next chunk is decoded
     ):
-        if already != len(header) + plan.bytes:
-            finished.truncate(0)
-            pixels.truncate(0)
+        if not going_on:
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(pixels.fileno(), 0, len(header) + plan.bytes)
             else:
                 pixels.truncate(len(header) + plan.bytes)
         pixels.write(header)
-        digests = _taken_over(plan, pixels, finished, len(header), row_bytes)
         chunks = plan.chunks()
         todo = [index for index in range(len(chunks)) if index not in digests]
         done = len(plan.image_ids) - sum(len(chunks[index]) for index in todo)
@@ -252,8 +253,7 @@ def _fill(plan: _Plan, source: ImageSource, progress: bool, workers: int) -> Non
             digests[index] = _digest(rows)
             finished.write(f"{index} {digests[index]}\n")
             finished.flush()
-            syncing.submit(os.fsync, pixels.fileno())
-            syncing.submit(os.fsync, finished.fileno())
+            synced.extend(syncing.submit(os.fsync, file.fileno()) for file in (pixels, finished))
             return len(rows)
 
         with bar(len(plan.image_ids), f"decoding {plan.what}", shown=progress) as shown:
@@ -265,6 +265,8 @@ def _fill(plan: _Plan, source: ImageSource, progress: bool, workers: int) -> Non
                 under_way = writing.submit(write, index, rows)
             if under_way is not None:
                 shown.update(under_way.result())
+        for one in synced:
+            one.result()  # the system tells of an error once: not again when the file is synced as a whole
         _to_disk(pixels)
     record = {
         "fingerprint": plan.fingerprint,
@@ -294,20 +296,24 @@ def _to_disk(file) -> None:
     os.fsync(file.fileno())
 
 
-def _taken_over(plan: _Plan, pixels, finished, offset: int, row_bytes: int) -> dict[int, str]:
-    """Chunks that an interrupted build listed and whose bytes still have the digest; a line cut off is passed over."""
+def _taken_over(plan: _Plan, offset: int, row_bytes: int) -> dict[int, str]:
+    """Chunks that an interrupted build listed and whose bytes still have the digest; the list then holds no others.
+
+    The list is replaced and never emptied, so that a second kill here costs nothing.
+    """
     chunks, sound = plan.chunks(), {}
-    finished.seek(0)
-    for line in finished.read().splitlines():
-        index, _, digest = line.partition(" ")
-        if not (index.isdigit() and int(index) < len(chunks) and len(digest) == 32):
-            continue
-        rows = chunks[int(index)]
-        pixels.seek(offset + rows.start * row_bytes)
-        if _digest(np.frombuffer(pixels.read(len(rows) * row_bytes), dtype=np.uint8)) == digest:
-            sound[int(index)] = digest
-    finished.truncate(0)
-    finished.write("".join(f"{index} {digest}\n" for index, digest in sound.items()))
+    text = plan.finished.read_text(errors="replace") if plan.finished.exists() else ""
+    with open(plan.partial, "rb") as pixels:
+        for line in text.splitlines():
+            index, _, digest = line.partition(" ")
+            if not (index.isdecimal() and int(index) < len(chunks) and len(digest) == 32):
+                continue  # a line cut off
+            rows = chunks[int(index)]
+            pixels.seek(offset + rows.start * row_bytes)
+            if _digest(np.frombuffer(pixels.read(len(rows) * row_bytes), dtype=np.uint8)) == digest:
+                sound[int(index)] = digest
+    with replaced(plan.finished) as partial:
+        partial.write_text("".join(f"{index} {digest}\n" for index, digest in sound.items()))
     return sound
 
 
