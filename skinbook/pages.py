@@ -101,19 +101,21 @@ def _named_results(wanted_lines: str, pages: str) -> str:
     for line in wanted_lines.splitlines():
         name, _, rest = (part.strip() for part in line.partition(":"))
         wanted, _, told = (part.strip() for part in rest.partition("=>"))
-        if not (held := ledger.read("results", "ham10000", "quick", name)):
+        best = name in _choices()
+        if not (held := ledger.read("results", "ham10000", "full" if best else "quick", name)):
             continue
         found = {**held["reports"], **held["claims"]}
         if wanted not in found:
             raise SkinbookError(
                 f"A page shows {wanted!r} of {name}, which the ledger does not hold: mend its marker (`<!-- results`)."
             )
-        rows.append([f"[{name[:2]}]({pages}{name}.ipynb)", told or wanted, *_result_cells(found[wanted])])
+        link = f"[strongest]({pages}strongest.md)" if best else f"[{name[:2]}]({pages}{name}.ipynb)"
+        rows.append([link, told or wanted, *_result_cells(found[wanted])])
         dates.add(held["provenance"]["date"])
     if not rows:
         return "Nothing is recorded yet."
     table = _table(["Chapter", "On HAM10000", "Measured", "95 % interval", "Seeds"], rows)
-    when = f"Recorded {' and '.join(sorted(dates))} at quick scale."
+    when = f"Recorded {' and '.join(sorted(dates))}, the chapters at quick scale."
     return f"{table}\n\n{when} [All results]({pages}results.md), and where they come from."
 
 
