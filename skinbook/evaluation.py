@@ -111,10 +111,13 @@ def macro_roc_auc(labels: np.ndarray, probabilities: np.ndarray, weights: np.nda
 
 
 def calibration_error(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Expected calibration error of the most probable class, 15 equal bins (Guo et al. 2017, arXiv 1706.04599)."""
+    """Expected calibration error of the most probable class, 15 equal bins (Guo et al. 2017, arXiv 1706.04599).
+
+    As there, and in scikit-learn's `calibration_curve`, what lies on the border of two bins is in the lower one.
+    """
     confidence = probabilities.max(axis=1)
     right = (probabilities.argmax(axis=1) == labels).astype(np.float64)
-    bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    bins = np.searchsorted(np.linspace(0, 1, CALIBRATION_BINS + 1)[1:-1], confidence)
     gaps = np.zeros((len(labels), CALIBRATION_BINS))
     gaps[np.arange(len(labels)), bins] = right - confidence
     return _share(np.abs(weights @ gaps).sum(axis=1), weights.sum(axis=1))
@@ -199,7 +202,9 @@ class Evaluation:
         """
         found = interval(self.value(metric, definition), self.resampled(metric, definition))
         if metric == "calibration error":
-            return Interval(found.value, max(0.0, 2 * found.value - found.high), max(0.0, 2 * found.value - found.low))
+            # NumPy's maximum, which keeps an end that is not known.
+            low, high = np.maximum(0.0, 2 * found.value - np.array([found.high, found.low]))
+            return Interval(found.value, float(low), float(high))
         return found
 
     def confusion(self) -> pd.DataFrame:
