@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+PACKAGE = Path(__file__).parents[1] / "skinbook"
 OUTCOMES = ("failed", "skipped", "held")  # the first that one of a row's tests has is the row's
 
 
@@ -29,6 +30,10 @@ def pytest_configure(config: pytest.Config) -> None:
         "maintainers' page. `record_property('measured', text)` adds what was measured.",
     )
     config.stash[_FOUND] = []
+    # In the processes that tests start, too, a warning of the package's own code is an error. Python matches whole names.
+    modules = [file.relative_to(PACKAGE.parent).with_suffix("").parts for file in sorted(PACKAGE.rglob("*.py"))]
+    errors = [f"error:::{'.'.join(parts).removesuffix('.__init__')}" for parts in modules]
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [os.environ.get("PYTHONWARNINGS", ""), *errors]))
 
 
 _FOUND: pytest.StashKey[list[dict[str, Any]]] = pytest.StashKey()
