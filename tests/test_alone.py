@@ -28,6 +28,7 @@ from skinbook import book, chapter, config, ledger, runs
 from skinbook.data import catalog
 
 HOME = Path(__file__).resolve().parent.parent
+pytestmark = pytest.mark.slow
 KEPT = {"torch", "torchvision", "numpy"}  # what Colab and Kaggle bring, and no installation may replace
 NAMED = os.environ.get("SKINBOOK_ALONE", "01")
 WHOLE = book.chapters(wanted=[] if NAMED == "all" else [NAMED])

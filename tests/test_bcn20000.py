@@ -91,6 +91,7 @@ def test_the_row_named_is_the_files_row(tmp_path):
         reader.read_table(write_csv(tmp_path / "bcn_20k_train.csv", BCN_HEADER, rows[:1]))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(REAL is None, reason="SKINBOOK_DATA leads to no table of BCN20000")
 def test_known_facts_of_the_real_isic_pair():
     isic = locate.find_file(REAL.parent, [reader.ISIC])

@@ -280,6 +280,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
         assert capsys.readouterr().err.startswith("skinbook: ")
 
 
+@pytest.mark.slow
 def test_real_lesions_in_the_layout_of_the_isic_challenge(tmp_path, monkeypatch, capsys):
     """A hundred photographs of HAM10000 under a ground truth as ISIC 2018 Task 3 has it, its classes in another order."""
     table = real("ham10000")

@@ -130,6 +130,7 @@ def test_not_a_table(tmp_path, content, sentence):
         reader.read_table(tmp_path / "HAM10000_metadata.csv")
 
 
+@pytest.mark.slow
 @needs_real
 def test_known_facts_of_the_real_tables():
     folder = REAL.parent
@@ -157,6 +158,7 @@ def test_known_facts_of_the_real_tables():
         assert set(other["source"]) == {"rosendahl", "vidir_modern", "vidir_molemax", "vienna_dias"}
 
 
+@pytest.mark.slow
 @needs_real
 def test_the_two_identical_pairs_and_no_other():
     dataset = reader.load(REAL.parent)

@@ -223,6 +223,7 @@ def test_metadata_alone_score_what_was_recorded(dx_type):
     assert recorded["range"][0] - 0.005 <= area <= recorded["range"][1] + 0.005
 
 
+@pytest.mark.slow
 def test_one_seed_of_the_whole_lab_lies_within_the_recorded_spread():
     # Draws the lab that the chapters use (about a minute, unless it is cached). Training the small network from scratch
     # takes a minute a seed and is left to `skinbook lab calibrate`; heads on frozen features take seconds.
