@@ -13,6 +13,7 @@ import os
 import re
 import sys
 import tempfile
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -80,9 +81,9 @@ def pytest_collection_modifyitems(config: pytest.Config) -> None:
 def _uses_skinbook(notebook: Path) -> bool:
     try:
         cells = json.loads(notebook.read_text(encoding="utf-8")).get("cells", [])
-    except (OSError, ValueError, AttributeError):
+        return any(cell.get("cell_type") == "code" and "skinbook" in "".join(cell.get("source", "")) for cell in cells)
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
         return False  # nbval says what is wrong with it
-    return any(cell.get("cell_type") == "code" and "skinbook" in "".join(cell.get("source", "")) for cell in cells)
 
 
 class ChapterFile(IPyNbFile):
@@ -121,7 +122,7 @@ class ChapterFile(IPyNbFile):
                 name=name,
                 cell_num=len(cells),
                 cell=cell,
-                options={**cells[0].options, "check": True, "skip": False},
+                options=defaultdict(bool, check=True),
             )
         if self.entry:
             yield Whole.from_parent(self, name="ledger")

@@ -313,7 +313,24 @@ def held(file: Path, steady: Path | None = None) -> str:
         )
     for area, found in areas.items():
         lines += [f"## {area[0].upper()}{area[1:]}", _table(["Fault", "Expected", "Result", "Tests"], found)]
+    if (counted := file.with_name("mutants.json")).is_file():
+        lines += ["## Mutants", _mutants(json.loads(counted.read_text(encoding="utf-8"))["files"])]
     return "\n\n".join(lines)
+
+
+def _mutants(files: Mapping[str, Any]) -> str:
+    """How many mutants of each module its tests notice, from `make mutants`."""
+    ways = ("mutants", "killed", "timed out", "survived")
+    rows = [
+        [f"`{name}`", *(f"{one[way]:,}" for way in ways), f"{one['share']:.1%}", one["date"]]
+        for name, one in files.items()
+    ]
+    head = ["Module", "Mutants", "Killed", "Timed out", "Survived", "Dead", "Counted"]
+    return (
+        "Each of these modules was made wrong in one place after another (by cosmic-ray: an operator, a number, a condition, "
+        "a decorator, an exception), and its tests were run. A mutant is dead where a test failed, or never ended.\n\n"
+        + _table(head, rows)
+    )
 
 
 def scaling(text: str, bench: Path) -> str:

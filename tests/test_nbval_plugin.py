@@ -3,15 +3,16 @@
 import json
 import os
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import jupytext
 import nbformat
 import pytest
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output, new_raw_cell
 
-from skinbook import chapter, ledger
-from skinbook.nbval_plugin import MACHINE, near, paths_in, unlike_carried
+from skinbook import chapter, ledger, nbval_plugin
+from skinbook.nbval_plugin import MACHINE, Stored, Twin, exercise_parts, exercises, near, paths_in, unlike_carried
 
 pytest_plugins = "pytester"
 
@@ -402,3 +403,494 @@ def test_a_solution_must_be_right_and_a_wrong_answer_must_not(inner):
         "04_no_wrong_answer": ["stored outputs"],
     }, printed
     assert "Exercise 1 lacks its wrong" in printed
+
+
+# One part after another, without a kernel
+
+
+@pytest.fixture
+def collected(inner, monkeypatch):
+    """Collects a chapter in this process: its items by name, whose cells can be told what they put out."""
+    monkeypatch.setattr(ledger, "book_data", lambda *parts: inner.path.joinpath("data", *parts))
+
+    def collect(*cells, name="03_x", twin=None, arguments=()):
+        write(inner.path, name, *cells, twin=twin)
+        items, _ = inner.inline_genitems("--nbval", "-p", "no:cacheprovider", *arguments, f"{name}.ipynb")
+        return {item.name: item for item in items}
+
+    return collect
+
+
+def keep(folder, kind, edition, scale, about):
+    """A file of the ledger or of tolerances beside the notebooks."""
+    file = folder / "data" / kind / f"{edition}-{scale}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({"chapters": about}))
+
+
+def ran(item, *outputs):
+    """What the plugin says of a cell that has put this out."""
+    item.test_outputs = list(outputs)
+    return item.faults()
+
+
+REMEDY = "find out why, or, where the change is meant, run `make refresh CHAPTERS=03`"
+
+
+@pytest.mark.parametrize(
+    ("nbval", "dist", "becomes"),
+    [(True, "load", "loadfile"), (False, "load", "load"), (None, "load", "load")]
+    + [(True, other, other) for other in ("no", "each", "loadscope", "worksteal")],
+)
+def test_the_cells_of_a_notebook_stay_in_one_process(nbval, dist, becomes):
+    asked = {} if nbval is None else {"nbval": nbval}
+    config = SimpleNamespace(getoption=asked.get, option=SimpleNamespace(dist="".join(dist)))
+    nbval_plugin.pytest_configure(config)
+    assert config.option.dist == becomes
+    nbval_plugin.pytest_configure(SimpleNamespace(getoption=asked.get, option=SimpleNamespace()))  # without xdist
+
+
+def test_what_is_collected_of_a_chapter(collected):
+    items = collected(cell("# skinbook"), cell("2", count=2), twin="2")
+    assert list(items) == ["stored outputs", "text twin", "Cell 0", "Cell 1"]
+    file = items["Cell 1"].parent
+    assert (file.on_lab, file.exactly, file.broken, file.entry) == (True, True, False, {})
+    assert file.made == {"reports": set(), "claims": set()}
+    assert list(collected(cell("# skinbook"), name="04_y")) == ["stored outputs", "Cell 0"]
+    item = items["stored outputs"]
+    assert item.reportinfo() == (item.path, 0, "03_x.ipynb: stored outputs")
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "on_lab", "exactly"),
+    [
+        ("SEED", "0", True, True),
+        ("SEED", "1", True, False),
+        ("SCALE", "full", False, False),
+        ("EDITION", "ham10000", False, False),
+    ],
+)
+def test_outputs_are_compared_with_the_stored_ones_on_lab_alone(
+    collected, monkeypatch, setting, value, on_lab, exactly
+):
+    monkeypatch.setenv(f"SKINBOOK_{setting}", value)
+    file = collected(cell("# skinbook"))["Cell 0"].parent
+    assert (file.on_lab, file.exactly) == (on_lab, exactly)
+
+
+@pytest.mark.parametrize("wanted", ["02", "02_b", "b", "b 01"])
+def test_a_chapter_is_named_by_number_name_or_both(inner, monkeypatch, wanted):
+    for name in ("01_a", "02_b", "03_c", "unnumbered"):
+        write(inner.path, name, cell("# skinbook"))
+    monkeypatch.setenv("SKINBOOK_CHAPTERS", wanted)
+    items, _ = inner.inline_genitems("--nbval", "-p", "no:cacheprovider")
+    expected = {"02_b", "unnumbered"} | ({"01_a"} if "01" in wanted else set())
+    assert {item.path.stem for item in items} == expected
+
+
+def test_the_first_chapter_that_is_not_there_is_named(inner, monkeypatch):
+    write(inner.path, "01_a", cell("# skinbook"))
+    monkeypatch.setenv("SKINBOOK_CHAPTERS", "01 77 88")
+    printed = outcome(inner, "--nbval", "--collect-only", apart=False)[1]
+    assert "SKINBOOK_CHAPTERS names '77', and there is no such chapter: correct it." in printed
+    # Without notebooks nothing was narrowed.
+    inner.makepyfile("def test_it(): pass")
+    assert outcome(inner, "test_test_the_first_chapter.py", "--collect-only", apart=False)[0] == {}
+
+
+def test_another_plugins_collector_of_notebooks_stays(inner, monkeypatch):
+    inner.makeconftest(
+        """
+        import pytest
+
+        class Item(pytest.Item):
+            def runtest(self): pass
+
+        class Other(pytest.File):
+            def collect(self):
+                yield Item.from_parent(self, name="other")
+
+        def pytest_collect_file(file_path, parent):
+            return Other.from_parent(parent, path=file_path) if file_path.suffix == ".ipynb" else None
+        """
+    )
+    for name in ("01_a", "02_b"):
+        write(inner.path, name, cell("# skinbook"))
+    monkeypatch.setenv("SKINBOOK_CHAPTERS", "02")
+    items, _ = inner.inline_genitems("--nbval", "-p", "no:cacheprovider")
+    found = [(item.path.stem, item.name) for item in items]
+    assert sorted(found) == [("01_a", "other"), ("02_b", "Cell 0"), ("02_b", "other"), ("02_b", "stored outputs")]
+
+
+def test_a_notebook_is_a_chapter_if_its_code_uses_skinbook(tmp_path):
+    def uses(text):
+        (tmp_path / "x.ipynb").write_text(text)
+        return nbval_plugin._uses_skinbook(tmp_path / "x.ipynb")
+
+    def holds(kind, source):
+        return json.dumps(
+            {"cells": [{"cell_type": "raw"}, {"cell_type": "code"}, {"cell_type": kind, "source": source}]}
+        )
+
+    assert uses(holds("code", "import skinbook"))
+    assert uses(holds("code", ["import numpy\n", "import skin", "book"]))
+    assert not uses(holds("code", "import numpy"))
+    assert not uses(holds("markdown", "about skinbook"))
+    for broken in ("{", "[]", "{}"):
+        assert not uses(broken)
+    assert not nbval_plugin._uses_skinbook(tmp_path / "absent.ipynb")
+
+
+def test_a_run_is_held_against_what_is_stored(collected):
+    stored = reported("AUC", 0.8), claimed("it flatters", "undecided"), told("About 41 % of them.")
+    item = collected(cell("# skinbook", *stored))["Cell 0"]
+    assert ran(item, *stored) == []
+    assert item.parent.made == {"reports": {"AUC"}, "claims": {"it flatters"}}
+    assert ran(item, stored[0], stored[1], told("About 38 % of them.")) == []
+    for value in (0.9, 0.7, 0.0):
+        assert ran(item, reported("AUC", value), *stored[1:]) == [
+            f"'AUC' is {value}, and 0.8 is stored, with a tolerance of 1e-09: {REMEDY}."
+        ]
+    for verdict in ("holds", "does not hold", "unheard of"):
+        assert ran(item, stored[0], claimed("it flatters", verdict), stored[2]) == [
+            f"The claim 'it flatters' was 'undecided' and is {verdict!r} now: {REMEDY}."
+        ]
+    assert ran(item, *stored, reported("F1", 0.5), claimed("it is fair", "holds")) == [
+        f"'F1' is not stored: {REMEDY}.",
+        f"'it is fair' is not stored: {REMEDY}.",
+    ]
+    assert ran(item, stored[2]) == [
+        f"'AUC' is stored, and this run lacks it: {REMEDY}.",
+        f"'it flatters' is stored, and this run lacks it: {REMEDY}.",
+    ]
+    for other in ("Some 41 % of them.", "Almost 41 % of them."):
+        assert ran(item, *stored[:2], told(other)) == [
+            f"A sentence reads differently now ({other.replace('41', '#')!r}, stored 'About # % of them.'): {REMEDY}."
+        ]
+    assert ran(item, *stored, told("More.")) == [f"The cell says 2 sentences, and 1 are stored: {REMEDY}."]
+    assert ran(item, *stored[:2]) == [f"The cell says 0 sentences, and 1 are stored: {REMEDY}."]
+    item.test_outputs = None  # a cell that is skipped puts nothing out
+    assert len(item.faults()) == 3
+
+
+def test_a_cell_that_was_never_executed_has_nothing_to_be_held_against(collected):
+    item = collected(cell("# skinbook", count=None))["Cell 0"]
+    assert ran(item, reported("AUC", 0.8), told("More.")) == []
+    assert item.parent.made["reports"] == {"AUC"}
+
+
+def test_with_another_seed_sentences_may_differ_and_numbers_within_their_tolerance(inner, collected, monkeypatch):
+    monkeypatch.setenv("SKINBOOK_SEED", "1")
+    keep(inner.path, "tolerances", "lab", "quick", {"03_x": {"reports": {"AUC": {"tolerance": 0.25}}}})
+    item = collected(cell("# skinbook", reported("AUC", 0.5), told("About 41 %.")))["Cell 0"]
+    assert ran(item, reported("AUC", 0.75)) == []
+    assert ran(item, reported("AUC", 0.25), told("None.")) == []
+    assert ran(item, reported("AUC", 0.751)) == [
+        f"'AUC' is 0.751, and 0.5 is stored, with a tolerance of 0.25: {REMEDY}."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "may"),
+    [
+        ([("holds", 0), ("undecided", 0)], True),
+        ([("holds", 0), ("undecided", 0), ("does not hold", 0)], True),
+        ([("holds", 0)], False),
+        ([("holds", 0), ("undecided", 1)], False),
+        ([("holds", 0), ("does not hold", 0)], False),
+    ],
+)
+def test_a_verdict_may_change_as_it_did_with_the_number_of_threads(inner, collected, verdicts, may):
+    about = {
+        "runs": [{"seed": seed} for _, seed in verdicts],
+        "claims": {"it flatters": {"verdicts": [verdict for verdict, _ in verdicts]}},
+    }
+    keep(inner.path, "tolerances", "lab", "quick", {"03_x": about})
+    item = collected(cell("# skinbook", claimed("it flatters", "holds")))["Cell 0"]
+    faults = ran(item, claimed("it flatters", "undecided"))
+    assert (faults == []) == may
+    assert ran(item, claimed("it flatters", "holds")) == []
+
+
+def test_another_edition_is_held_against_its_seed_in_the_ledger_or_the_mean(inner, collected, monkeypatch):
+    monkeypatch.setenv("SKINBOOK_EDITION", "ham10000")
+    seeds = {"0": {"value": 0.7}}
+    keep(inner.path, "results", "ham10000", "quick", {"03_x": {"reports": {"AUC": {"value": 0.6, "seeds": seeds}}}})
+    stderr = prints("UserWarning", "stderr")
+
+    def outcome_of(value, seed):
+        monkeypatch.setenv("SKINBOOK_SEED", seed)
+        items = collected(cell("# skinbook", reported("AUC", 0.1), reported("F1", 0.5), told("41 %.")))
+        assert list(items) == ["stored outputs", "Cell 0", "ledger"]
+        assert items["Cell 0"].compare_outputs([prints("1")], [prints("2")])
+        return ran(items["Cell 0"], reported("AUC", value), stderr, told("More."), told("And more."))
+
+    remedy = (
+        "find out why, or, where the change is meant, run `skinbook run 03 --edition ham10000 --scale quick --record`"
+    )
+    assert outcome_of(0.7, "0") == outcome_of(0.6, "1") == []
+    assert outcome_of(0.6, "0") == [f"'AUC' is 0.6, and 0.7 is in the ledger, with a tolerance of 1e-09: {remedy}."]
+    items = collected(cell("# skinbook"))
+    assert ran(items["Cell 0"], reported("F1", 0.5)) == [f"'F1' is not in the ledger: {remedy}."]
+    assert items["ledger"].faults() == [f"'AUC' is in the ledger, and this run lacks it: {remedy}."]
+    ran(items["Cell 0"], reported("AUC", 0.7))
+    assert items["ledger"].faults() == []
+    items["ledger"].parent.broken = True
+    with pytest.raises(pytest.skip.Exception, match="A cell failed"):
+        items["ledger"].faults()
+
+
+def test_what_is_carried_and_stderr_are_not_compared_as_text(collected):
+    items = collected(cell("# skinbook"), cell("2", tags=["ledger"], count=2))
+    item, of_ledger = items["Cell 0"], items["Cell 1"]
+    setup = {"edition": "lab", "scale": "quick", "device": "cpu"}
+    pairs = [
+        (shows(ledger.SETUP, setup, "cpu"), shows(ledger.SETUP, setup | {"device": "cuda"}, "cuda")),
+        (reported("AUC", 0.8), reported("AUC", 0.9)),
+        (claimed("it flatters", "holds"), claimed("it flatters", "undecided")),
+        (told("About 38 %."), told("About 41 %.")),
+        (prints("slow", "stderr"), prints("slower", "stderr")),
+    ]
+    for number, (a, b) in enumerate(pairs):
+        assert item.compare_outputs([prints("same"), a], [prints("same"), b]), number
+        assert item.compare_outputs([prints("same"), a], [prints("same")]), number
+        assert not item.compare_outputs([prints("one"), a], [prints("other"), b]), number
+    assert item.comparison_traceback[0] == (
+        f"An output is not what is stored: {REMEDY} (logs and times are tagged nbval-ignore-output).\n"
+    )
+    # A sentence of the ledger's cells is what the ledger gives, to the letter.
+    assert not of_ledger.compare_outputs([pairs[3][0]], [pairs[3][1]])
+    assert of_ledger.comparison_traceback[0].startswith("What the ledger gives is not what is stored")
+    assert of_ledger.compare_outputs([pairs[1][0]], [pairs[1][1]])
+
+
+def test_stderr_and_paths_of_a_run_are_faults_unless_it_is_tagged(collected):
+    items = collected(cell("# skinbook"), cell("2", tags=["nbval-ignore-output"], count=2))
+    warns, path = prints("\nUserWarning: x\nmore", "stderr"), prints("/home/ann/x")
+    assert ran(items["Cell 0"], warns, prints("fine")) == [
+        "The cell writes to stderr (UserWarning: x): put right what it warns of, "
+        "or tag a cell of logs nbval-ignore-output."
+    ]
+    assert ran(items["Cell 1"], warns) == []
+    for item in items["Cell 0"], items["Cell 1"]:
+        assert ran(item, path) == ["An output names a path of this machine (/home/ann/x): print less."]
+
+
+def test_a_cell_that_fails_breaks_the_chapter_and_one_with_faults_fails(collected, monkeypatch):
+    from nbval.plugin import IPyNbCell, NbCellError
+
+    item = collected(cell("# skinbook"))["Cell 0"]
+    monkeypatch.setattr(IPyNbCell, "runtest", lambda self: setattr(self, "test_outputs", []))
+    item.runtest()
+    assert not item.parent.broken
+    monkeypatch.setattr(IPyNbCell, "runtest", lambda self: setattr(self, "test_outputs", [reported("AUC", 1)]))
+    with pytest.raises(NbCellError, match="'AUC' is not stored"):
+        item.runtest()
+    assert not item.parent.broken
+
+    def stops(self):
+        raise NbCellError(0, "stop", "1 / 0")
+
+    monkeypatch.setattr(IPyNbCell, "runtest", stops)
+    with pytest.raises(NbCellError, match="stop"):
+        item.runtest()
+    assert item.parent.broken
+
+
+@pytest.mark.parametrize(
+    ("edition", "asked", "kernel", "timeout", "current", "given"),
+    [
+        ("lab", False, "", 2000.0, True, 2000.0),
+        ("lab", False, "python3", 2000.0, False, 2000.0),
+        ("lab", True, "", 60.0, True, 60.0),
+        ("ham10000", False, "", 2000.0, True, 10800.0),
+        ("ham10000", False, "", 2500.0, True, 2500.0),
+        ("ham10000", False, "", 60.0, True, 60.0),
+    ],
+)
+def test_the_kernel_is_this_pythons_and_has_three_hours_for_a_cell_of_real_lesions(
+    collected, monkeypatch, edition, asked, kernel, timeout, current, given
+):
+    from nbval.plugin import IPyNbFile
+
+    monkeypatch.setenv("SKINBOOK_EDITION", edition)
+    file = collected(cell("# skinbook"))["Cell 0"].parent
+    option, seen = file.config.option, []
+    assert option.nbval_cell_timeout == 2000.0  # nbval's own
+    option.nbval_current_env, option.nbval_kernel_name, option.nbval_cell_timeout = asked, kernel, float(str(timeout))
+    monkeypatch.setattr(
+        IPyNbFile, "setup", lambda self: seen.append((option.nbval_current_env, option.nbval_cell_timeout))
+    )
+    file.setup()
+    assert seen == [(current, given)]
+    assert option.nbval_current_env == asked
+
+
+def test_a_check_of_the_whole_fails_in_its_own_words(collected):
+    item = collected(cell("# skinbook", count=None))["stored outputs"]
+    with pytest.raises(pytest.fail.Exception, match="Cell 0 was never executed") as caught:
+        item.runtest()
+    assert not caught.value.pytrace
+    collected(cell("# skinbook"))["stored outputs"].runtest()
+
+
+def checked(check, *cells, folder=None, twin=None):
+    """What a check of the whole says of a notebook."""
+    if folder is not None:
+        write(folder, "03_x", *cells, twin=twin)
+    path = (folder or Path()) / "03_x.ipynb"
+    return check.faults(SimpleNamespace(parent=SimpleNamespace(path=path, nb=new_notebook(cells=list(cells)))))
+
+
+def test_what_is_stored_is_looked_at_cell_by_cell():
+    remedy = "run `make refresh CHAPTERS=03`"
+    setup = {"edition": "lab", "scale": "quick"}
+    right = [
+        new_markdown_cell("words"),
+        cell("1", shows(ledger.SETUP, setup), prints("1\n")),
+        cell(" \n", count=None),
+        cell("1", count=None, tags=["nbval-skip"]),
+        cell("# NBVAL_SKIP\n1", count=None),
+        cell("1", reported("AUC", 1)),
+    ]
+    assert checked(Stored, *right) == []
+    assert checked(Stored, *right, cell("1", count=None)) == [f"Cell 5 was never executed: {remedy}."]
+    for edition, scale in (("lab", "full"), ("ham10000", "quick"), ("ph2", "quick")):
+        other = cell("1", shows(ledger.SETUP, {"edition": edition, "scale": scale}))
+        assert checked(Stored, *right, other) == [
+            f"Cell 5 was stored on {edition}-{scale}, and the outputs in git are lab-quick's: {remedy}."
+        ]
+    faulty = cell("1", prints("UserWarning: old\nmore", "stderr"), prints("/home/ann/x"), told("A.", plain="B."))
+    assert checked(Stored, *right, faulty) == [
+        f"Cell 5 has stderr stored (UserWarning: old): put right what it warns of, and {remedy}.",
+        f"Cell 5 has a path of a machine stored (/home/ann/x): print less, and {remedy}.",
+        f"Cell 5 shows 'B.', and what it carries reads 'A.': {remedy}.",
+    ]
+    assert checked(Stored, *right, cell("1", reported("AUC", 1))) == [
+        "'AUC' is reported twice in this chapter: reword one of the two."
+    ]
+
+
+def answer(name, solution="double = 2", wrong="double = 3"):
+    made = new_markdown_cell(f"Why.\n\n```python\n{solution}\n```\n\nAnd\n\n```python\nmore\n```\n")
+    made.metadata = {"tags": ["solution"], "skinbook": {"exercise": name, "wrong": wrong}}
+    return made
+
+
+def test_an_exercise_has_a_solution_a_wrong_answer_and_one_check():
+    check = 'exercise("1", lambda: double == 2)'
+    plain = new_markdown_cell('```python\nexercise("1")\n```')
+    raw = new_raw_cell('exercise("1")')
+    whole = [cell("stub"), plain, raw, cell(check), answer("1")]
+    parts = {"solution": "double = 2\n", "wrong": "double = 3", "check": check}
+    assert exercise_parts(whole) == {"1": parts}
+    tried = dict(exercises(whole))
+    assert list(tried) == ["exercise 1, solution", "exercise 1, wrong"]
+    for (name, made), (part, says) in zip(tried.items(), (("solution", "right"), ("wrong", "not yet")), strict=True):
+        assert made.source == f"{parts[part]}\n{check}", name
+        assert [(o.name, o.text) for o in made.outputs] == [("stdout", f"Exercise 1: {says}\n")]
+        assert made.execution_count == 1
+    for lacking, cells in {
+        "check": [cell(check), cell(check), answer("1")],
+        "solution": [cell(check), new_markdown_cell("none", metadata=answer("1").metadata)],
+        "wrong": [cell(check), answer("1", wrong="")],
+    }.items():
+        assert exercise_parts(cells)["1"][lacking] == ""
+        assert list(exercises(cells)) == []
+        assert checked(Stored, *cells) == [f"Exercise 1 lacks its {lacking}: see CONTRIBUTING.md on exercises."]
+    assert exercise_parts([answer("1")])["1"]["check"] == ""
+    assert exercise_parts([new_markdown_cell("x", metadata={"tags": ["solution"]})]) == {
+        "?": {"solution": "", "wrong": "", "check": ""}
+    }
+
+
+def test_exercises_are_tried_whatever_the_first_cell_is_tagged(collected):
+    first = cell("# skinbook", tags=["raises-exception", "nbval-skip"], count=None)
+    items = collected(first, cell('exercise("1", 1)', count=2), answer("1"))
+    assert list(items) == ["stored outputs", "Cell 0", "Cell 1", "exercise 1, solution", "exercise 1, wrong"]
+    item = items["exercise 1, solution"]
+    assert (item.options["check"], item.options["skip"], item.options["check_exception"]) == (True, False, False)
+    assert item.cell_num == 2
+    assert not item.compare_outputs([prints("not yet")], [prints("right")])
+    assert item.compare_outputs([prints("right")], [prints("right")])
+
+
+def test_the_text_twin_has_the_same_cells(tmp_path):
+    cells = [cell("1  # skinbook"), cell("2", tags=["setup"])]
+
+    def says(*of_twin):
+        write(tmp_path, "03_x", *of_twin)
+        jupytext.write(nbformat.read(tmp_path / "03_x.ipynb", as_version=4), tmp_path / "03_x.md", fmt="md:myst")
+        notebook = new_notebook(cells=[new_markdown_cell("# A chapter"), *cells])
+        return Twin.faults(SimpleNamespace(parent=SimpleNamespace(path=tmp_path / "03_x.ipynb", nb=notebook)))
+
+    ends = ": run `make pair` (or `make pair FROM=notebook`)."
+    assert says(*cells) == []
+    for other in ("3", "1"):
+        assert says(cells[0], cell(other, tags=["setup"])) == [
+            f"03_x.ipynb and 03_x.md differ in the source of cell 3 (2){ends}"
+        ]
+    assert says(cells[0], cell("2")) == [f"03_x.ipynb and 03_x.md differ in the tags of cell 3 (2){ends}"]
+    assert says(cells[0], new_markdown_cell("2")) == [f"03_x.ipynb and 03_x.md differ in the type of cell 3 (2){ends}"]
+    assert says(cells[0]) == ["03_x.ipynb has 3 cells and 03_x.md has 2: run `make pair`."]
+    assert says(*cells, cell("3")) == ["03_x.ipynb has 3 cells and 03_x.md has 4: run `make pair`."]
+
+
+def test_two_values_are_near_within_the_tolerance_and_at_its_end():
+    assert near(0.5, 0.75, 0.25)
+    assert near(0.75, 0.5, 0.25)
+    assert near(5.0, 5.0, 0.0)
+    assert not near(0.5, 0.8, 0.25)
+    assert not near(0.8, 0.5, 0.25)
+    assert not near(2.0, 1.0, 0.5)  # one is a multiple of the other
+    assert not near(None, 1.0, 2.0)
+    assert not near(None, 0.0, 0.0)
+
+
+def test_what_is_stderr_and_its_first_line():
+    assert nbval_plugin._is_stderr(prints("x", "stderr"))
+    assert not nbval_plugin._is_stderr(prints("x"))
+    assert not nbval_plugin._is_stderr(new_output("error", ename="stderr", evalue="", traceback=[]))
+    assert not nbval_plugin._is_stderr({"output_type": "update_display_data", "name": "stderr"})
+    assert nbval_plugin._first_line("\n  one\ntwo") == "one"
+    assert nbval_plugin._first_line("x" * 200) == "x" * 120
+    assert nbval_plugin._first_line(" \n") == "an empty line"
+
+
+def test_a_path_is_quoted_from_where_it_begins_and_not_for_long(monkeypatch):
+    monkeypatch.delenv("SKINBOOK_DATA", raising=False)
+    long = "/home/ann/" + "x" * 60
+    assert paths_in([prints(f"read\nfrom {long}\nand more")]) == [long[:40]]
+    assert paths_in([prints("read /home/ann/x\nand more")]) == ["/home/ann/x"]
+    error = new_output("error", ename="E", evalue="in /home/ann/y", traceback=["fine", "File /home/ann/z"])
+    assert paths_in([error]) == ["/home/ann/z", "/home/ann/y"]
+    data = {"text/plain": "/home/ann", "application/json": {"at": "/home/bob"}, "image/svg+xml": "/home/eve"}
+    assert paths_in([new_output("display_data", data)]) == ["/home/ann", '/home/bob"}']
+
+
+@pytest.mark.parametrize("prefix", ["/usr", "/big/conda"])
+def test_the_systems_own_folder_and_the_root_are_no_secret(monkeypatch, prefix):
+    monkeypatch.setattr("sys.prefix", prefix)
+    monkeypatch.setenv("SKINBOOK_DATA", "/")
+    assert paths_in([prints("/usr/share/dict/words, and / or 1 / 2")]) == []
+
+
+def test_a_fault_names_the_form_in_which_another_thing_is_shown():
+    payload = {"name": "AUC", "value": 0.8351234, "low": None, "high": None}
+    three = ledger.seen(ledger.REPORT, payload, 3)["text/plain"]
+    assert unlike_carried([carried(ledger.REPORT, payload, plain=three, html="<b>0.99</b>")]) == [
+        "shows '<b>0.99</b>', and what it carries reads None"
+    ]
+    assert unlike_carried([carried(ledger.REPORT, payload, plain="AUC  0.9")]) == [
+        "shows 'AUC  0.9', and what it carries reads 'AUC  0.84'"
+    ]
+    about = {"sentence": "it flatters", "verdict": "holds", "value": 0.1234, "low": 0.0512, "high": 0.2456}
+    for digits in (1, 3):
+        (fault,) = unlike_carried([carried(ledger.CLAIM, about, **_forms(ledger.seen(ledger.CLAIM, about, digits)))])
+        assert fault.endswith("what it carries reads 'holds: it flatters  0.12  [0.05, 0.25]'")
+    for text in ("A.", "Z."):
+        assert unlike_carried([told("M.", markdown=text)]) == [f"shows {text!r}, and what it carries reads 'M.'"]
+
+
+def _forms(seen):
+    return {form.removeprefix("text/"): text for form, text in seen.items()}

@@ -1,0 +1,335 @@
+"""Does a test notice when a line is made wrong? `make mutants`; `FILES="splits ledger"` narrows.
+
+cosmic-ray makes the mutants: one operator, number, condition, decorator or exception of a module changed at a time. They
+are tried in a copy of the checkout (`_build/mutants/tree`), each in a child of one process that has imported torch and
+pandas already, by those tests alone that run the changed line, the quickest first, up to the first that fails. What came
+out is kept in `_build/mutants`, so that a run which was interrupted goes on where it stopped, and counted in
+`data/mutants.json`. A mutant that is dead stays dead while the function it was made of stays as it is; one that survived
+is tried again when the tests change. To begin anew, remove `_build/mutants`.
+
+Not mutated: texts, docstrings and names (no operator of cosmic-ray does, or it asks for names), annotations, which
+nothing evaluates, what is no Python once it is changed, and what `EQUIVALENT` lists with its reason.
+"""
+
+from __future__ import annotations
+
+import ast
+import compileall
+import contextlib
+import hashlib
+import importlib
+import json
+import os
+import py_compile
+import resource
+import shutil
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+HOME = Path(__file__).resolve().parents[1]
+WORK = HOME / "_build" / "mutants"
+TREE = WORK / "tree"
+TESTS = {
+    "splits": ("test_splits",),
+    "evaluation": ("test_evaluation", "test_evaluation_edges"),
+    "ledger": ("test_ledger",),
+    "audit": ("test_audit",),
+    "nbval_plugin": ("test_nbval_plugin",),
+}
+LEAST = 0.85  # share of the mutants that must die
+SLOWER, SPARE = 5.0, 20.0  # a mutant may take so many times as long as its tests did, and so many seconds more
+MEMORY = 8 * 2**30  # bytes that a mutant may ask for beyond what the libraries take
+# Mutants whose behaviour is that of the module: {module: {(line, mutated line): reason}}.
+EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {}
+
+
+class Mutant(NamedTuple):
+    """A module made wrong in one place."""
+
+    name: str  # by which its outcome is kept: what was changed, in what function, as that was
+    line: int
+    lines: range | None  # of the statement in a function; None for one that runs when the module is loaded
+    source: str
+    change: tuple[str, str]  # the line as it was, and as it is
+
+
+def mutants(source: str) -> list[Mutant]:
+    """Every mutant of a module that differs from it, and from the others, in more than its looks."""
+    from cosmic_ray.ast import ast_nodes, get_ast
+    from cosmic_ray.mutating import mutate_code
+    from cosmic_ray.plugins import get_operator, operator_names
+
+    nodes, ignored, before = list(ast_nodes(get_ast(source))), annotations(source), parsed(source)
+    found: list[Mutant] = []
+    seen, times = {ast.dump(before)}, Counter[str]()
+    for operator in sorted(operator_names()):
+        if get_operator(operator).arguments():
+            continue
+        made = get_operator(operator)()
+        places = [start for node in nodes for start, _ in made.mutation_positions(node)]
+        for occurrence, place in enumerate(places):
+            if any(start <= place < end for start, end in ignored):
+                continue
+            changed = mutate_code(source, made, occurrence)
+            try:
+                meaning = ast.dump(parsed(changed))
+            except SyntaxError:
+                continue
+            if meaning not in seen:
+                seen.add(meaning)
+                code, lines = owner(before, place[0])
+                name = hashlib.blake2b(f"{operator}\n{code}".encode(), digest_size=8).hexdigest()
+                times[name] += 1
+                was, now = (text.splitlines()[place[0] - 1].strip() for text in (source, changed))
+                found.append(Mutant(f"{name} {times[name]}", place[0], lines, changed, (was, now)))
+    return found
+
+
+def parsed(source: str) -> ast.Module:
+    """The code of a module without its docstrings."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if (
+            isinstance(body, list)
+            and body
+            and isinstance(body[0], ast.Expr)
+            and isinstance(body[0].value, ast.Constant)
+        ):
+            body[0] = ast.copy_location(ast.Pass(), body[0])
+    return tree
+
+
+def annotations(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """Where annotations begin and end, as (line, column)."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        for about in (getattr(node, "annotation", None), getattr(node, "returns", None)):
+            if about is not None:
+                found.append(((about.lineno, about.col_offset), (about.end_lineno, about.end_col_offset)))
+    return found
+
+
+def owner(tree: ast.Module, line: int) -> tuple[str, range | None]:
+    """The function that a line belongs to, as text, and the lines of its statement; None where it runs when the module
+    is loaded (then the text is that of the statement)."""
+
+    def first(node: ast.stmt) -> int:
+        return min([node.lineno, *(decorator.lineno for decorator in getattr(node, "decorator_list", ()))])
+
+    statements = [node for node in ast.walk(tree) if isinstance(node, ast.stmt)]  # outer ones first
+    around = [node for node in statements if first(node) <= line <= (node.end_lineno or 0)]
+    functions = [number for number, node in enumerate(around[:-1]) if isinstance(node, ast.FunctionDef)]
+    depth = functions[0] if functions else len(around) - 1
+    code = "\n".join([*(getattr(node, "name", "") for node in around[:depth]), ast.dump(around[depth])])
+    inner = around[-1]
+    within = [first(node) for node in ast.walk(inner) if isinstance(node, ast.stmt) and node is not inner]
+    head = range(inner.lineno, min([(inner.end_lineno or 0) + 1, *within]))  # all of a statement that holds no other
+    return code, (head if line in head else range(line, line + 1)) if functions else None
+
+
+# One run of tests
+
+
+def in_child(do: Callable[[], int], limit: float) -> int | None:
+    """What a child of this process exits with; None where it ran out of time, and was killed with all it had started."""
+    child = os.fork()
+    if not child:
+        code = 70
+        try:
+            os.setsid()
+            code = do()
+        finally:
+            os._exit(code)
+    end, code = time.monotonic() + limit, None
+    while code is None and time.monotonic() < end:
+        done, status = os.waitpid(child, os.WNOHANG)
+        code = os.waitstatus_to_exitcode(status) if done else None
+        time.sleep(0.0 if done else 0.01)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)
+    if code is None:
+        os.waitpid(child, 0)
+    return code
+
+
+def tests(names: Sequence[str], tree: Path, *plugins: Any) -> int:
+    """Run tests in this process up to the first that fails; pytest's exit code."""
+    import pytest
+
+    os.chdir(tree)
+    out = os.open(tree.parent / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    # Without rewriting of assertions: it takes longer than most tests do.
+    options = ["-x", "-q", "--assert=plain", "-p", "no:cacheprovider", "--basetemp", str(tree.parent / "tmp")]
+    code = int(pytest.main([*options, *names], plugins=list(plugins)))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return code
+
+
+class Watch:
+    """Notes how long each test takes, and tells coverage whose lines it sees."""
+
+    def __init__(self, coverage: Any) -> None:
+        self.coverage, self.seconds = coverage, {}
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        os.environ["MUTANTS_TEST"] = nodeid  # for processes that the test starts
+        self.coverage.switch_context(nodeid)
+        self.seconds[nodeid] = -time.perf_counter()
+
+    def pytest_runtest_logfinish(self, nodeid: str) -> None:
+        self.seconds[nodeid] += time.perf_counter()
+
+
+def watched(files: Sequence[str], module: Path, into: Path) -> dict[str, Any]:
+    """Run all tests of an unchanged module: seconds of each, lines of the module that it runs, and what was imported."""
+    from coverage import Coverage
+
+    rules, data = into / "rules.ini", into / "coverage"
+    for old in into.glob("coverage*"):
+        old.unlink()
+    rules.write_text(
+        f"[run]\ninclude = {module}\nparallel = true\ndata_file = {data}\ncontext = ${{MUTANTS_TEST-}}\n",
+        encoding="utf-8",
+    )
+
+    def run() -> int:
+        os.environ["COVERAGE_PROCESS_START"] = str(rules)
+        coverage = Coverage(config_file=str(rules))
+        watch = Watch(coverage)
+        coverage.start()
+        code = tests(files, module.parents[1], watch)
+        coverage.stop()
+        coverage.save()
+        (into / "watched.json").write_text(json.dumps([watch.seconds, sorted(sys.modules)]), encoding="utf-8")
+        return code
+
+    if in_child(run, 900):
+        raise SystemExit(f"The tests fail as it is: see {into / 'output.txt'}.")
+    coverage = Coverage(config_file=str(rules))
+    coverage.combine()
+    lines = coverage.get_data().contexts_by_lineno(str(module))
+    seconds, modules = json.loads((into / "watched.json").read_text(encoding="utf-8"))
+    return {"seconds": seconds, "modules": modules, "lines": {line: sorted({*of} - {""}) for line, of in lines.items()}}
+
+
+# A module
+
+
+def copied(home: Path, tree: Path) -> None:
+    """A copy of what the tests need; compiled so that a changed module is known by its content, not by its date."""
+    if tree.exists():
+        shutil.rmtree(tree)
+    tree.mkdir(parents=True)
+    for name in ("skinbook", "tests", "data", "chapters"):
+        shutil.copytree(home / name, tree / name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+    shutil.copy(home / "pyproject.toml", tree)
+    compileall.compile_dir(tree, quiet=2, invalidation_mode=py_compile.PycInvalidationMode.CHECKED_HASH)
+
+
+def hashed(*files: Path) -> str:
+    """Twelve digits that change with the content of any of these files."""
+    return hashlib.blake2b(b"\0".join(file.read_bytes() for file in files), digest_size=6).hexdigest()
+
+
+def remembered(kept: Path, tests: str) -> dict[str, str]:
+    """What came of each mutant that need not be tried again, by its name; `tests` is the digest of the tests now."""
+    known: dict[str, str] = {}
+    for line in kept.read_text(encoding="utf-8").splitlines() if kept.is_file() else ():
+        mutant, way, by = line.split("\t")
+        known.pop(mutant, None)
+        if way != "survived" or by == tests:
+            known[mutant] = way
+    return known
+
+
+def examined(name: str) -> dict[str, Any]:
+    """Try every mutant of a module that has not been tried yet; what came out of all."""
+    module, kept = TREE / "skinbook" / f"{name}.py", WORK / f"{name}.tsv"
+    source, files = module.read_text(encoding="utf-8"), [f"tests/{file}.py" for file in TESTS[name]]
+    now = hashed(*(TREE / file for file in files))
+    known = remembered(kept, now)
+    made, equivalent = mutants(source), EQUIVALENT.get(name, {})
+    if unused := equivalent.keys() - {mutant.change for mutant in made}:
+        raise SystemExit(f"EQUIVALENT lists what is no mutant of {name}: {min(unused)}.")
+    tried = [mutant for mutant in made if mutant.change not in equivalent]
+    todo = [mutant for mutant in tried if mutant.name not in known]
+    if todo:
+        seen = watched(files, module, WORK)
+        for library in seen["modules"]:
+            if library.split(".")[0] not in ("skinbook", "tests", "conftest", "__main__", *TESTS[name]):
+                with contextlib.suppress(Exception):  # this saves time, and nothing else
+                    importlib.import_module(library)
+    for number, mutant in enumerate(todo, start=1):
+        known[mutant.name] = way = outcome(mutant, module, source, seen)
+        with kept.open("a", encoding="utf-8") as file:
+            file.write(f"{mutant.name}\t{way}\t{now}\n")
+        told = "" if way == "killed" else f" {way}: line {mutant.line}, {' → '.join(mutant.change)}"
+        print(f"{name} {number} of {len(todo)}{told}", end="\n" if told else "\r", flush=True)
+    left = [mutant for mutant in tried if known[mutant.name] == "survived"]
+    (WORK / f"{name}.survived.txt").write_text(
+        "".join(f"{mutant.line}: {mutant.change[0]}\n    {mutant.change[1]}\n" for mutant in left), encoding="utf-8"
+    )
+    counts = {way: sum(known[mutant.name] == way for mutant in tried) for way in ("killed", "timed out", "survived")}
+    return {
+        "source": hashed(module),
+        "date": time.strftime("%Y-%m-%d"),
+        "mutants": len(tried),
+        **counts,
+        "share": round(1 - len(left) / len(tried), 3),
+        "equivalent": len(made) - len(tried),
+    }
+
+
+def outcome(mutant: Mutant, module: Path, source: str, seen: dict[str, Any]) -> str:
+    """ "killed", "timed out" or "survived"."""
+    seconds = seen["seconds"]
+    lines = seen["lines"]
+    chosen = {test for line in mutant.lines for test in lines.get(line, ())} if mutant.lines else set(seconds)
+    order = sorted(chosen & set(seconds), key=seconds.__getitem__)
+    if not order:
+        return "survived"
+
+    def run() -> int:
+        size = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, size + MEMORY))
+        return tests(order, module.parents[1])
+
+    module.write_text(mutant.source, encoding="utf-8")
+    try:
+        code = in_child(run, SLOWER * sum(seconds[test] for test in order) + SPARE)
+    finally:
+        module.write_text(source, encoding="utf-8")
+    return {None: "timed out", 0: "survived"}.get(code, "killed")
+
+
+def main(names: Sequence[str]) -> None:
+    if unknown := set(names) - set(TESTS):
+        raise SystemExit(f"{min(unknown)} is none of {', '.join(TESTS)}.")
+    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "PYTHONDONTWRITEBYTECODE"):
+        os.environ[variable] = "1"
+    sys.dont_write_bytecode = True
+    os.environ["PYTHONPATH"] = sys.path[0] = str(TREE)  # instead of the folder of this file
+    copied(HOME, TREE)
+    told = HOME / "data" / "mutants.json"
+    for name in names or TESTS:
+        found = examined(name)
+        print(
+            f"{name}: {found['killed']} killed, {found['timed out']} timed out, {found['survived']} survived: {found['share']:.1%}"
+        )
+        whole = json.loads(told.read_text(encoding="utf-8")) if told.is_file() else {"files": {}}
+        files = whole["files"] | {f"skinbook/{name}.py": found}
+        ordered = {f"skinbook/{one}.py": files[f"skinbook/{one}.py"] for one in TESTS if f"skinbook/{one}.py" in files}
+        told.write_text(json.dumps({"files": ordered}, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
