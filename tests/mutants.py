@@ -1,9 +1,10 @@
 """Does a test notice when a line is made wrong? `make mutants`; `FILES="splits ledger"` narrows.
 
 cosmic-ray makes the mutants: one operator, number, condition, decorator or exception of a module changed at a time. They
-are tried in a copy of the checkout (`_build/mutants/tree`), each in a child of one process that has imported torch and
-pandas already, by those tests alone that run the changed line, the quickest first, up to the first that fails. What came
-out is kept in `_build/mutants`, so that a run which was interrupted goes on where it stopped, and counted in
+are tried in a copy of the checkout (`_build/mutants/tree`), each in a child of one process that has imported all that the
+tests need: the child gives the changed code to the function and runs those tests alone that run the changed line, the
+quickest first, up to the first that fails. (What runs when a module is loaded is changed before it is.) What came out is
+kept in `_build/mutants`, so that a run which was interrupted goes on where it stopped, and counted in
 `data/mutants.json`. A mutant that is dead stays dead while the function it was made of stays as it is; one that survived
 is tried again when the tests change. To begin anew, remove `_build/mutants`.
 
@@ -19,6 +20,7 @@ import contextlib
 import hashlib
 import importlib
 import json
+import math
 import os
 import py_compile
 import resource
@@ -31,6 +33,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
+
 HOME = Path(__file__).resolve().parents[1]
 WORK = HOME / "_build" / "mutants"
 TREE = WORK / "tree"
@@ -42,7 +46,8 @@ TESTS = {
     "nbval_plugin": ("test_nbval_plugin",),
 }
 LEAST = 0.85  # share of the mutants that must die
-SLOWER, SPARE = 5.0, 20.0  # a mutant may take so many times as long as its tests did, and so many seconds more
+SLOWER, SPARE = 5.0, 5.0  # a mutant may compute so many times as long as its tests did, and so many seconds more
+WAIT = 10.0  # and take so many times as long as that by the clock, on a machine that has other work
 MEMORY = 8 * 2**30  # bytes that a mutant may ask for beyond what the libraries take
 # Mutants whose behaviour is that of the module: {module: {(line, mutated line): reason}}.
 EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {}
@@ -53,7 +58,8 @@ class Mutant(NamedTuple):
 
     name: str  # by which its outcome is kept: what was changed, in what function, as that was
     line: int
-    lines: range | None  # of the statement in a function; None for one that runs when the module is loaded
+    function: tuple[str, ...]  # class and function, or neither for what runs when the module is loaded
+    lines: range  # of the statement
     source: str
     change: tuple[str, str]  # the line as it was, and as it is
 
@@ -82,11 +88,11 @@ def mutants(source: str) -> list[Mutant]:
                 continue
             if meaning not in seen:
                 seen.add(meaning)
-                code, lines = owner(before, place[0])
+                function, lines, code = owner(before, place[0])
                 name = hashlib.blake2b(f"{operator}\n{code}".encode(), digest_size=8).hexdigest()
                 times[name] += 1
                 was, now = (text.splitlines()[place[0] - 1].strip() for text in (source, changed))
-                found.append(Mutant(f"{name} {times[name]}", place[0], lines, changed, (was, now)))
+                found.append(Mutant(f"{name} {times[name]}", place[0], function, lines, changed, (was, now)))
     return found
 
 
@@ -115,9 +121,11 @@ def annotations(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
     return found
 
 
-def owner(tree: ast.Module, line: int) -> tuple[str, range | None]:
-    """The function that a line belongs to, as text, and the lines of its statement; None where it runs when the module
-    is loaded (then the text is that of the statement)."""
+def owner(tree: ast.Module, line: int) -> tuple[tuple[str, ...], range, str]:
+    """What a line belongs to: class and function by name, the lines of the statement, and the code of the function.
+
+    Outside functions, where it runs when the module is loaded, no names, and the code of the statement.
+    """
 
     def first(node: ast.stmt) -> int:
         return min([node.lineno, *(decorator.lineno for decorator in getattr(node, "decorator_list", ()))])
@@ -126,48 +134,55 @@ def owner(tree: ast.Module, line: int) -> tuple[str, range | None]:
     around = [node for node in statements if first(node) <= line <= (node.end_lineno or 0)]
     functions = [number for number, node in enumerate(around[:-1]) if isinstance(node, ast.FunctionDef)]
     depth = functions[0] if functions else len(around) - 1
-    code = "\n".join([*(getattr(node, "name", "") for node in around[:depth]), ast.dump(around[depth])])
+    names = tuple(getattr(node, "name", "") for node in around[: depth + 1])
     inner = around[-1]
     within = [first(node) for node in ast.walk(inner) if isinstance(node, ast.stmt) and node is not inner]
     head = range(inner.lineno, min([(inner.end_lineno or 0) + 1, *within]))  # all of a statement that holds no other
-    return code, (head if line in head else range(line, line + 1)) if functions else None
+    lines = head if line in head else range(line, line + 1)
+    return names if functions else (), lines, "\n".join([*names, ast.dump(around[depth])])
 
 
 # One run of tests
 
 
-def in_child(do: Callable[[], int], limit: float) -> int | None:
-    """What a child of this process exits with; None where it ran out of time, and was killed with all it had started."""
+def in_child(do: Callable[[], int], compute: float = math.inf) -> int | None:
+    """What a child of this process exits with; None where it computed for longer than so many seconds, or hung."""
     child = os.fork()
     if not child:
         code = 70
         try:
             os.setsid()
+            if compute < math.inf:
+                resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(compute), math.ceil(compute) + 1))
+                size = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0]) * resource.getpagesize()
+                resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, size + MEMORY))
             code = do()
         finally:
             os._exit(code)
-    end, code = time.monotonic() + limit, None
+    end, code = time.monotonic() + WAIT * compute, None
     while code is None and time.monotonic() < end:
         done, status = os.waitpid(child, os.WNOHANG)
         code = os.waitstatus_to_exitcode(status) if done else None
-        time.sleep(0.0 if done else 0.01)
+        time.sleep(0.0 if done else 0.005)
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(child, signal.SIGKILL)
+        os.killpg(child, signal.SIGKILL)  # with what it has started
     if code is None:
         os.waitpid(child, 0)
-    return code
+    return None if code in (-signal.SIGXCPU, -signal.SIGKILL) else code
+
+
+def silenced(tree: Path) -> None:
+    """Everything that this process prints goes into a file."""
+    out = os.open(tree.parent / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
 
 
 def tests(names: Sequence[str], tree: Path, *plugins: Any) -> int:
     """Run tests in this process up to the first that fails; pytest's exit code."""
-    import pytest
-
     os.chdir(tree)
-    out = os.open(tree.parent / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(out, 1)
-    os.dup2(out, 2)
     # Without rewriting of assertions: it takes longer than most tests do.
-    options = ["-x", "-q", "--assert=plain", "-p", "no:cacheprovider", "--basetemp", str(tree.parent / "tmp")]
+    options = ["-x", "-q", "-s", "--assert=plain", "-p", "no:cacheprovider", "--basetemp", str(tree.parent / "tmp")]
     code = int(pytest.main([*options, *names], plugins=list(plugins)))
     sys.stdout.flush()
     sys.stderr.flush()
@@ -175,7 +190,7 @@ def tests(names: Sequence[str], tree: Path, *plugins: Any) -> int:
 
 
 class Watch:
-    """Notes how long each test takes, and tells coverage whose lines it sees."""
+    """Notes how long each test computes, and tells coverage whose lines it sees."""
 
     def __init__(self, coverage: Any) -> None:
         self.coverage, self.seconds = coverage, {}
@@ -183,10 +198,10 @@ class Watch:
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         os.environ["MUTANTS_TEST"] = nodeid  # for processes that the test starts
         self.coverage.switch_context(nodeid)
-        self.seconds[nodeid] = -time.perf_counter()
+        self.seconds[nodeid] = -time.process_time()
 
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
-        self.seconds[nodeid] += time.perf_counter()
+        self.seconds[nodeid] += time.process_time()
 
 
 def watched(files: Sequence[str], module: Path, into: Path) -> dict[str, Any]:
@@ -202,6 +217,7 @@ def watched(files: Sequence[str], module: Path, into: Path) -> dict[str, Any]:
     )
 
     def run() -> int:
+        silenced(module.parents[1])
         os.environ["COVERAGE_PROCESS_START"] = str(rules)
         coverage = Coverage(config_file=str(rules))
         watch = Watch(coverage)
@@ -212,7 +228,7 @@ def watched(files: Sequence[str], module: Path, into: Path) -> dict[str, Any]:
         (into / "watched.json").write_text(json.dumps([watch.seconds, sorted(sys.modules)]), encoding="utf-8")
         return code
 
-    if in_child(run, 900):
+    if in_child(run):
         raise SystemExit(f"The tests fail as it is: see {into / 'output.txt'}.")
     coverage = Coverage(config_file=str(rules))
     coverage.combine()
@@ -262,18 +278,25 @@ def examined(name: str) -> dict[str, Any]:
         raise SystemExit(f"EQUIVALENT lists what is no mutant of {name}: {min(unused)}.")
     tried = [mutant for mutant in made if mutant.change not in equivalent]
     todo = [mutant for mutant in tried if mutant.name not in known]
+
+    def told(mutant: Mutant, way: str) -> None:
+        known[mutant.name] = way
+        with kept.open("a", encoding="utf-8") as file:
+            file.write(f"{mutant.name}\t{way}\t{now}\n")
+        where = f": line {mutant.line}, {' → '.join(mutant.change)}"
+        print(f"{name} {len(known)} of {len(tried)} {way}{'' if way == 'killed' else where}", flush=True)
+
     if todo:
         seen = watched(files, module, WORK)
         for library in seen["modules"]:
             if library.split(".")[0] not in ("skinbook", "tests", "conftest", "__main__", *TESTS[name]):
                 with contextlib.suppress(Exception):  # this saves time, and nothing else
                     importlib.import_module(library)
-    for number, mutant in enumerate(todo, start=1):
-        known[mutant.name] = way = outcome(mutant, module, source, seen)
-        with kept.open("a", encoding="utf-8") as file:
-            file.write(f"{mutant.name}\t{way}\t{now}\n")
-        told = "" if way == "killed" else f" {way}: line {mutant.line}, {' → '.join(mutant.change)}"
-        print(f"{name} {number} of {len(todo)}{told}", end="\n" if told else "\r", flush=True)
+        for mutant in todo:
+            if not mutant.function:
+                told(mutant, outcome(mutant, module, source, seen, lambda order: tests(order, TREE)))
+        if tests(files, TREE, Loop([mutant for mutant in todo if mutant.function], module, source, seen, told)):
+            raise SystemExit(f"The mutants of {name} could not be tried.")
     left = [mutant for mutant in tried if known[mutant.name] == "survived"]
     (WORK / f"{name}.survived.txt").write_text(
         "".join(f"{mutant.line}: {mutant.change[0]}\n    {mutant.change[1]}\n" for mutant in left), encoding="utf-8"
@@ -289,26 +312,64 @@ def examined(name: str) -> dict[str, Any]:
     }
 
 
-def outcome(mutant: Mutant, module: Path, source: str, seen: dict[str, Any]) -> str:
-    """ "killed", "timed out" or "survived"."""
-    seconds = seen["seconds"]
-    lines = seen["lines"]
-    chosen = {test for line in mutant.lines for test in lines.get(line, ())} if mutant.lines else set(seconds)
+class Loop:
+    """Takes the place of pytest's loop over the tests that it has collected: tries each mutant in a child, in which the
+    function that the tests have imported is given the mutant's code."""
+
+    def __init__(self, todo: Sequence[Mutant], module: Path, source: str, seen: dict[str, Any], told: Callable) -> None:
+        self.todo, self.module, self.source, self.seen, self.told = todo, module, source, seen, told
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        items = {item.nodeid: item for item in session.items}
+        module = importlib.import_module(f"{self.module.parent.name}.{self.module.stem}")
+        for mutant in self.todo:
+            function, code = function_of(module, mutant.function), compile(mutant.source, str(self.module), "exec")
+            for name in mutant.function:
+                code = next(c for c in code.co_consts if getattr(c, "co_name", None) == name)
+
+            def run(order: Sequence[str], function: Any = function, code: Any = code) -> int:
+                function.__code__ = code
+                for name in order:
+                    items[name].config.hook.pytest_runtest_protocol(item=items[name], nextitem=None)
+                    if session.testsfailed:
+                        return 1
+                return 0
+
+            self.told(mutant, outcome(mutant, self.module, self.source, self.seen, run))
+        return True
+
+
+def function_of(module: Any, names: Sequence[str]) -> Any:
+    """A function of a module, or of a class in it: what a property or a cache calls, too."""
+    found = module
+    for name in names:
+        found = vars(found)[name]
+    found = getattr(found, "fget", found)
+    return getattr(found, "__wrapped__", found)
+
+
+def outcome(
+    mutant: Mutant, module: Path, source: str, seen: dict[str, Any], run: Callable[[Sequence[str]], int]
+) -> str:
+    """Whether a mutant is "killed", "timed out" or "survived"; `run` runs tests in the child, and exits with 0 if none
+    failed. The file is changed too, for processes that the tests start."""
+    seconds, lines = seen["seconds"], seen["lines"]
+    chosen = {test for line in mutant.lines for test in lines.get(line, ())} if mutant.function else set(seconds)
     order = sorted(chosen & set(seconds), key=seconds.__getitem__)
     if not order:
         return "survived"
 
-    def run() -> int:
-        size = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, size + MEMORY))
-        return tests(order, module.parents[1])
+    def silently() -> int:
+        silenced(module.parents[1])
+        return run(order)
 
     module.write_text(mutant.source, encoding="utf-8")
     try:
-        code = in_child(run, SLOWER * sum(seconds[test] for test in order) + SPARE)
+        code = in_child(silently, SLOWER * sum(seconds[test] for test in order) + SPARE)
     finally:
         module.write_text(source, encoding="utf-8")
-    return {None: "timed out", 0: "survived"}.get(code, "killed")
+    return "timed out" if code is None else "killed" if code else "survived"
 
 
 def main(names: Sequence[str]) -> None:
@@ -319,16 +380,21 @@ def main(names: Sequence[str]) -> None:
     sys.dont_write_bytecode = True
     os.environ["PYTHONPATH"] = sys.path[0] = str(TREE)  # instead of the folder of this file
     copied(HOME, TREE)
-    told = HOME / "data" / "mutants.json"
     for name in names or TESTS:
-        found = examined(name)
-        print(
-            f"{name}: {found['killed']} killed, {found['timed out']} timed out, {found['survived']} survived: {found['share']:.1%}"
-        )
-        whole = json.loads(told.read_text(encoding="utf-8")) if told.is_file() else {"files": {}}
-        files = whole["files"] | {f"skinbook/{name}.py": found}
-        ordered = {f"skinbook/{one}.py": files[f"skinbook/{one}.py"] for one in TESTS if f"skinbook/{one}.py" in files}
-        told.write_text(json.dumps({"files": ordered}, indent=1) + "\n", encoding="utf-8")
+        # A process for each: what one has imported would be in the way of the next.
+        if in_child(lambda name=name: noted(name, HOME / "data" / "mutants.json")):
+            raise SystemExit(1)
+
+
+def noted(name: str, file: Path) -> int:
+    """Try the mutants of a module, and count them in this file."""
+    found = examined(name)
+    print(", ".join(f"{found[way]} {way}" for way in ("mutants", "killed", "timed out", "survived")), found["share"])
+    files = json.loads(file.read_text(encoding="utf-8"))["files"] if file.is_file() else {}
+    files[f"skinbook/{name}.py"] = found
+    ordered = {path: files[path] for one in TESTS if (path := f"skinbook/{one}.py") in files}
+    file.write_text(json.dumps({"files": ordered}, indent=1) + "\n", encoding="utf-8")
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
+from dataclasses import FrozenInstanceError
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from skinbook import keyed
 from skinbook.config import SkinbookError
-from skinbook.splits import PARTS, leakage_pair, lesion_split, random_split
+from skinbook.splits import PARTS, Split, leakage_pair, lesion_split, random_split
 
 
 def a_table(lesions=600, seed=0):
@@ -109,6 +111,99 @@ def test_a_copy_of_the_test_photograph_is_no_other_photograph():
     assert not set(rows) & set(pair.test)
 
 
-def test_fractions_are_checked():
-    with pytest.raises(SkinbookError, match="sum to 1"):
-        lesion_split(a_table(), fractions=(0.5, 0.5, 0.5))
+def made_of(*lesions, parts=None):
+    """A table, and a split by lesion, of lesions given as (part, dx, photographs)."""
+    rows = [
+        (f"I{k}_{p}", f"L{k}", dx, part)
+        for k, (part, dx, photographs) in enumerate(lesions)
+        for p in range(photographs)
+    ]
+    table = pd.DataFrame(rows, columns=["image_id", "lesion_id", "dx", "part"])
+    return table, Split(table.set_index("image_id")["part"], "by lesion")
+
+
+def test_a_split_names_the_rows_and_the_images_of_each_part_and_cannot_be_changed():
+    _, split = made_of(("test", "nv", 1), ("train", "nv", 2), ("validation", "nv", 1), ("train", "mel", 1))
+    expected = {"train": [1, 2, 4], "validation": [3], "test": [0]}
+    assert {part: split.rows(part).tolist() for part in PARTS} == expected
+    images = ["I0_0", "I1_0", "I1_1", "I2_0", "I3_0"]
+    assert {part: split.images(part) for part in PARTS} == {
+        p: [images[r] for r in rows] for p, rows in expected.items()
+    }
+    with pytest.raises(FrozenInstanceError):
+        split.kind = "random"
+    assert len(split.fingerprint) == 12
+
+
+def test_a_lesion_whose_photographs_disagree_counts_with_the_diagnosis_of_most_or_the_first():
+    table = a_table()
+    several = table.index[table["lesion_id"].duplicated()]
+    table.loc[several[::3], "dx"] = "bkl"
+    assert lesion_split(table).fingerprint == "5f82704d58ea"
+    parts = lesion_split(table).parts.to_numpy()
+    assert (table.assign(part=parts).groupby("lesion_id")["part"].nunique() == 1).all()
+
+
+def test_the_leakage_pair_takes_every_other_photograph_of_every_test_lesion():
+    table = a_table(2000)
+    split = lesion_split(table)
+    pair = leakage_pair(table, split)
+    in_test = table.iloc[split.rows("test")]
+    several = in_test[in_test["lesion_id"].duplicated(keep=False)]
+    assert set(table["lesion_id"].iloc[pair.test]) == set(several["lesion_id"])
+    assert set(pair.test) | set(pair.seen) >= set(several.index)
+    assert (pair.unseen == split.rows("train")).all()
+    again, other = leakage_pair(table, split, seed=0), leakage_pair(table, split, seed=1)
+    assert (again.test == pair.test).all()
+    assert (again.seen == pair.seen).all()
+    assert len(other.test) == len(pair.test)
+    assert set(other.test) != set(pair.test)
+    with pytest.raises(FrozenInstanceError):
+        pair.test = pair.seen
+
+
+def test_the_lesion_given_up_has_just_as_many_photographs_where_there_is_one():
+    table, split = made_of(
+        ("test", "nv", 2),
+        ("test", "nv", 3),
+        ("train", "nv", 3),
+        ("train", "nv", 2),
+        ("train", "mel", 2),
+        ("test", "mel", 1),
+    )
+    pair = leakage_pair(table, split)
+    kept = table["lesion_id"].iloc[pair.seen].value_counts()
+    # Two photographs for the two of L1: lesion L3 goes. One for the one of L0: none has just one, and L2 keeps two.
+    assert kept.to_dict() == {"L0": 1, "L1": 2, "L2": 2, "L4": 2}
+
+
+def test_training_must_have_enough_of_a_diagnosis_to_exchange():
+    table, split = made_of(("test", "mel", 3), ("train", "mel", 1), ("train", "nv", 3))
+    with pytest.raises(SkinbookError, match="too few photographs of mel to exchange"):
+        leakage_pair(table, split)
+    table, split = made_of(("test", "mel", 2), ("train", "nv", 3))
+    with pytest.raises(SkinbookError, match="too few photographs of mel to exchange"):
+        leakage_pair(table, split)
+
+
+def test_identical_photographs_of_one_lesion_join_nothing():
+    table = a_table()
+    images = table[table["lesion_id"].duplicated(keep=False)]["image_id"].tolist()[:2]
+    pair = "".join(images[0]), "".join(images[1])
+    assert lesion_split(table, identical=[pair]).fingerprint == lesion_split(table).fingerprint
+
+
+@pytest.mark.parametrize(
+    "fractions", [(0.5, 0.5, 0.5), (0.5, 0.5), (0.25,) * 4, (1.2, -0.4, 0.2), (0.5, 0.25, 0.2), ()]
+)
+def test_fractions_are_checked(fractions):
+    for split in (lesion_split, random_split):
+        with pytest.raises(SkinbookError, match="sum to 1"):
+            split(a_table(), fractions=fractions)
+
+
+def test_a_part_may_be_empty():
+    for split in (lesion_split, random_split):
+        found = split(a_table(), fractions=(0.75, 0.0, 0.25))
+        assert len(found.rows("validation")) == 0
+        assert len(found.rows("test")) > 0
