@@ -23,7 +23,7 @@ from skinbook.card import BINARY, Answers, Kinds, Model, must_be_photographs, re
 from skinbook.config import SkinbookError
 from skinbook.diagnoses import DEFAULT_DEFINITION
 from skinbook.evaluation import softmax
-from skinbook.files import locked, replaced
+from skinbook.files import alone_in, replaced
 from skinbook.keyed import key_bits
 from skinbook.networks import Backbone, Classifier
 from skinbook.novelty import ARRAYS, Novelty, mahalanobis
@@ -166,7 +166,7 @@ class Bundle(Model):
         data = save({key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()})
         sha256 = hashlib.sha256(data).hexdigest()
         weights = folder / f"weights-{sha256[:12]}.safetensors"
-        with locked(folder / CARD):  # or one process would remove the weights that another one's card names
+        with alone_in(folder):  # or one process would remove the weights that another one's card names
             with replaced(weights) as partial:
                 partial.write_bytes(data)
             # The weights are there before anything names them: a bundle cut off here is the old one, whole.

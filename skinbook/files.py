@@ -67,6 +67,24 @@ def locked(file: Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """A block that one process at a time is in for the same folder, which is made where it is not there.
+
+    The lock is on the folder itself, so that nothing is left in it. Where the system or the disk has no such lock
+    (Windows, some network disks), nobody waits.
+    """
+    with ExitStack() as stack:
+        with suppress(ImportError, OSError):
+            import fcntl
+
+            folder.mkdir(parents=True, exist_ok=True)
+            held = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, held)
+            fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+
+
 def reason(error: OSError) -> str:
     """What the system says of its error, in few words."""
     return "no space is left" if error.errno in (errno.ENOSPC, errno.EDQUOT) else (error.strerror or str(error))

@@ -19,7 +19,7 @@ import numpy as np
 
 from skinbook.card import Answers, Kinds, Model, must_be_photographs, plain, read, sealed_file, write
 from skinbook.config import SkinbookError
-from skinbook.files import locked, replaced
+from skinbook.files import alone_in, replaced
 
 if TYPE_CHECKING:
     from skinbook.bundle import Bundle
@@ -103,7 +103,7 @@ def export(bundle: Bundle, folder: Path) -> Path:
     data = graph.SerializeToString(deterministic=True)
     sha256 = hashlib.sha256(data).hexdigest()
     file = folder / f"model-{sha256[:12]}.onnx"
-    with locked(folder / CARD):
+    with alone_in(folder):
         with replaced(file) as partial:
             partial.write_bytes(data)
         named = {"bundle": backbone.weights, "model": file.name, "sha256": sha256}

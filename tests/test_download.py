@@ -100,6 +100,11 @@ def test_an_honest_server(server, tmp_path):
     assert len(server.asked) == 1
 
 
+@pytest.mark.holds(
+    "faults while working",
+    "a connection that breaks off during a download",
+    "the rest is asked for; the file is the same, byte for byte",
+)
 @pytest.mark.parametrize("md5", [MD5, None])
 def test_a_break_is_resumed_where_it_was(server, tmp_path, md5):
     server.files["a"] = BODY
@@ -313,6 +318,11 @@ def test_an_archive_that_would_fill_the_disk(tmp_path, monkeypatch):
         unpack(tmp_path / "z.zip", tmp_path / "z")
 
 
+@pytest.mark.holds(
+    "faults while working",
+    "a disk that is full",
+    "one sentence; what was there is whole, and with room the work ends as if nothing had been",
+)
 def test_a_full_disk_leaves_nothing(server, tmp_path, monkeypatch):
     server.files["a"] = BODY
     monkeypatch.setattr(download.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1_000_000}))

@@ -62,6 +62,11 @@ def test_two_runs_are_identical_to_the_bit_and_another_seed_is_not():
     assert not torch.equal(weights_of(first), weights_of(other))
 
 
+@pytest.mark.holds(
+    "faults while working",
+    "SIGKILL during fit()",
+    "it goes on from the last epoch; the final weights are the same, bit for bit",
+)
 @pytest.mark.parametrize(
     "options", [{}, {"schedule": "plateau", "optimizer": "adam"}, {"average": 0.9}, {"optimizer": "sgd"}]
 )
@@ -117,6 +122,114 @@ def test_cosine():
 def test_a_loss_that_is_not_a_number_stops_the_run():
     with pytest.raises(SkinbookError, match=r"epoch 1, batch 1 \(rows"):
         fit(a_network(), TRAIN, epochs=1, loss=lambda logits, labels: logits.sum() * float("nan"), log=None)
+
+
+def spoilt(loss, at, steps):
+    """Cross-entropy that `loss` changes at the at-th call; `steps` keeps count."""
+
+    def spoilt_loss(logits, labels):
+        steps.append(len(labels))
+        value = nn.functional.cross_entropy(logits, labels)
+        return loss(value, logits) if len(steps) == at else value
+
+    return spoilt_loss
+
+
+no_number = pytest.mark.holds(
+    "faults while working",
+    "a loss that becomes NaN",
+    "it stops with epoch, batch and rows of the photographs named; from the last sound checkpoint all ends as if nothing had been",
+)
+
+
+@no_number
+@pytest.mark.parametrize(
+    ("loss", "at", "sentence"),
+    [
+        (lambda value, logits: value * float("nan"), 12, "The loss is nan in epoch 3, batch 2 "),
+        # A finite loss with a gradient that is none, in the last step of an epoch.
+        (lambda value, logits: value + 0 * (0 * logits.sum()).sqrt(), 15, "A weight is not a finite number after epoch 3, batch 5 "),
+    ],
+)  # fmt: skip
+def test_the_last_sound_checkpoint_stays(tmp_path, loss, at, sentence):
+    whole, broken, resumed = a_network(), a_network(), a_network(7)
+    file = tmp_path / "run.safetensors"
+    fit(whole, TRAIN, epochs=4, loss=spoilt(loss, 0, []), **QUIET)
+    rows = [batch.rows.tolist() for batch in TRAIN.epoch(2)][(at - 1) % 5]
+    with pytest.raises(SkinbookError, match=sentence) as told:
+        fit(broken, TRAIN, epochs=4, loss=spoilt(loss, at, []), checkpoint=file, **QUIET)
+    assert f"(rows {', '.join(map(str, rows))} of the photographs)" in str(told.value)
+    steps = []
+    fit(resumed, TRAIN, epochs=4, loss=spoilt(loss, 0, steps), checkpoint=file, **QUIET)
+    assert sum(steps) == 2 * 160  # the third epoch and the fourth
+    assert torch.equal(weights_of(whole), weights_of(resumed))
+
+
+@no_number
+def test_photographs_that_are_no_numbers_are_named_alone():
+    features = np.ones((20, 4), np.float32)
+    features[[3, 17], 1] = np.nan
+    network, batches = nn.Linear(4, 2), Batches(features, np.arange(20) % 2, np.arange(20), batch_size=10)
+    with pytest.raises(SkinbookError, match=r"epoch 1, batch 1 \(rows 3 of the photographs\)"):
+        fit(network, batches, epochs=1, log=None)
+
+
+class Hungry(nn.Module):
+    """A network for which memory does not suffice for more than so many photographs."""
+
+    def __init__(self, error, enough=8):
+        super().__init__()
+        self.inner, self.error, self.enough = a_network(), error, enough
+
+    def forward(self, x):
+        if len(x) > self.enough:
+            self.error()
+        return self.inner(x)
+
+
+def on_a_gpu():
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+
+def on_a_cpu():
+    torch.empty(2**48)  # a petabyte: no system has room for the addresses
+
+
+def in_numpy():
+    raise MemoryError
+
+
+@pytest.mark.holds(
+    "faults while working",
+    "the memory of the device does not suffice",
+    "one sentence with the batch size to try, which in the end suffices",
+)
+@pytest.mark.parametrize("error", [on_a_gpu, on_a_cpu, in_numpy])
+@pytest.mark.parametrize(
+    "work", [lambda network, batches: fit(network, batches, epochs=1, **QUIET), predict], ids=["fit", "predict"]
+)
+def test_short_memory_names_a_batch_size_to_try(error, work):
+    def sized(size):
+        return Batches(TRAIN.pixels, TRAIN.labels, TRAIN.rows, batch_size=size)
+
+    for size in (32, 16):
+        sentence = (
+            rf"The memory of cpu does not suffice for a batch of {size} photographs\. Try batch_size={size // 2}\."
+        )
+        with pytest.raises(SkinbookError, match=sentence) as told:
+            work(Hungry(error), sized(size))
+        assert told.value.__context__ is None, "it would hold on to the tensors of the attempt"
+    work(Hungry(error), sized(8))
+    with pytest.raises(SkinbookError, match="Try a smaller network or smaller photographs"):
+        work(Hungry(error, 0), sized(1))
+
+
+def test_other_errors_are_not_taken_for_short_memory():
+    def wrong():
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        fit(Hungry(wrong), TRAIN, epochs=1, **QUIET)
 
 
 def test_mixed_precision_runs_and_stays_close():
