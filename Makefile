@@ -112,8 +112,9 @@ held: $(STAMP) ## the same, and write what held for the maintainers' page (data/
 	SKINBOOK_KILLS=20 SKINBOOK_INPUTS=10 $(BIN)/python -m pytest tests -m holds --held data/held.json
 	$(BOOK) generate
 
-steady: $(STAMP) ## the unit tests twenty times in random order, and with other threads, places, users and clocks
-	$(BIN)/python tests/steady.py
+steady: $(STAMP) ## the unit tests twenty times in random order, and with other threads, places, users and clocks; STEADY="--ways order --rounds 3" narrows
+	$(BIN)/python tests/steady.py $(STEADY)
+	$(BOOK) generate
 
 mutants: $(STAMP) ## does a test notice when a line is made wrong? Resumable; FILES="splits ledger" narrows
 	@$(BIN)/python -c "import cosmic_ray" 2>/dev/null || $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[mutants]' || $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[mutants]'

@@ -222,7 +222,7 @@ def read(report: Path, ended: int) -> dict[str, Any]:
     """
     cases = [] if not report.is_file() else list(ET.parse(report).getroot().iter("testcase"))
     failed = [
-        f"{case.get('classname')}::{case.get('name')}"
+        f"{case.get('classname')}::{case.get('name')}".strip(":")
         for case in cases
         if case.find("failure") is not None or case.find("error") is not None
     ]
@@ -278,7 +278,7 @@ def told() -> dict[str, Any]:
             found.append(row(way, [], {}, str(error)))
             continue
         planned = {suite: suites.count(suite) for suite in dict.fromkeys(suites)}
-        found.append(row(way, outcomes, planned, "" if outcomes else "left out"))
+        found.append(row(way, outcomes, planned, "" if outcomes else "no round yet"))
     machine = f"{os.cpu_count()} CPU cores, {platform.system()}"
     return {
         "date": time.strftime("%Y-%m-%d"), "machine": machine, "python": platform.python_version(), "rows": found
