@@ -203,7 +203,7 @@ class Evaluation:
         found = interval(self.value(metric, definition), self.resampled(metric, definition))
         if metric == "calibration error":
             # NumPy's maximum, which keeps an end that is not known.
-            low, high = np.maximum(0.0, 2 * found.value - np.array([found.high, found.low]))
+            low, high = np.maximum([0.0, found.value], 2 * found.value - np.array([found.high, found.low]))
             return Interval(found.value, float(low), float(high))
         return found
 
