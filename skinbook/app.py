@@ -9,9 +9,11 @@ from elsewhere, and its content security policy holds the browser to that.
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import re
 import secrets
+import socket
 import sys
 import threading
 from dataclasses import dataclass, replace
@@ -30,9 +32,9 @@ from skinbook.config import SkinbookError
 from skinbook.data import images
 from skinbook.data.pixels import reduce
 from skinbook.diagnoses import DIAGNOSES
+from skinbook.files import reason
 from skinbook.predict_files import Prediction, answers, prediction
 
-from skinbook.files import reason
 LARGEST = 20_000_000  # bytes of an upload
 TOO_LARGE = f"is larger than {LARGEST // 1_000_000} MB, the most that this page takes. Save it smaller, as a JPEG"
 DRAWN = (
@@ -43,7 +45,9 @@ HOSTS = ("127.0.0.1", "localhost")
 PORT = 8765
 SHOWN = 384  # side in pixels of the pictures in an answer
 OUTLINED = 128  # side at which the outline is looked for; a hair is then about a pixel wide, and goes
-PATIENCE = 30  # seconds without a byte after which a connection ends
+PATIENCE = 30.0  # seconds without a byte after which a connection ends
+LONGEST = 120.0  # seconds that a request may take to arrive
+AT_ONCE = 16  # connections; each may hold an upload
 
 
 @dataclass(frozen=True)
@@ -278,6 +282,7 @@ class Server(ThreadingHTTPServer):
                 f"The page is for this machine only, and {host!r} is another address. Leave --host out, or say 127.0.0.1."
             )
         self.model, self.note, self.turn = model, note, threading.Lock()
+        self.places = threading.BoundedSemaphore(AT_ONCE)
         try:
             super().__init__((HOSTS[0], port), Handler)
         except (OSError, OverflowError) as error:
@@ -301,6 +306,22 @@ class Server(ThreadingHTTPServer):
             ) from None
         return shown(self.model, found)
 
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer in a thread of its own, as long as there are few; of more, the connection ends at once."""
+        if not self.places.acquire(blocking=False):
+            return self.shutdown_request(request)
+        try:
+            super().process_request(request, client_address)
+        except BaseException:  # no thread could be started
+            self.places.release()
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self.places.release()
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A reader who closes the window is no error."""
         if not isinstance(sys.exc_info()[1], ConnectionError | TimeoutError):
@@ -310,6 +331,22 @@ class Server(ThreadingHTTPServer):
 class Handler(BaseHTTPRequestHandler):
     server: Server
     timeout = PATIENCE
+    server_version, sys_version = "skinbook", ""
+
+    def setup(self) -> None:
+        super().setup()
+        # No byte of a trickle comes too late by itself.
+        self.late = threading.Timer(LONGEST, self._read_no_more)
+        self.late.daemon = True
+        self.late.start()
+
+    def _read_no_more(self) -> None:
+        with contextlib.suppress(OSError):  # it is closed already
+            self.connection.shutdown(socket.SHUT_RD)
+
+    def finish(self) -> None:
+        self.late.cancel()
+        super().finish()
 
     def do_GET(self) -> None:
         if not self._from_here():
@@ -333,8 +370,9 @@ class Handler(BaseHTTPRequestHandler):
             self._pass_over(min(length, 10 * LARGEST))
             return self._say(413, f"{name} {TOO_LARGE}.")
         data = self.rfile.read(length)
+        self.late.cancel()
         if len(data) < length:
-            return  # whoever sent it went away
+            return  # whoever sent it went away, or was too slow
         try:
             self._send(200, self.server.look(data, name))
         except SkinbookError as error:

@@ -23,6 +23,7 @@ from skinbook.splits import PARTS, Split
 NEAR = 28
 HASH_SIDE, KEPT_SIDE = 32, 16
 GIVEAWAY_ROWS = 50
+MOST_PAIRS = 5_000_000  # of nearly the same photographs; beyond that they are blank, or copies by the thousand
 
 
 @dataclass(frozen=True)
@@ -114,8 +115,12 @@ def identical_files(table: pd.DataFrame, dataset: Dataset) -> list[tuple[int, in
     digests: dict[bytes, list[int]] = {}
     for row, image in enumerate(table["image_id"]):
         path = dataset.images.path(image)
-        content = path.read_bytes() if path is not None else dataset.images.read(image).tobytes()
-        digests.setdefault(hashlib.blake2b(content, digest_size=16).digest(), []).append(row)
+        if path is None:
+            digest = hashlib.blake2b(dataset.images.read(image).tobytes(), digest_size=16).digest()
+        else:
+            with open(path, "rb") as file:
+                digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
+        digests.setdefault(digest, []).append(row)
     return [(a, b, 0) for rows in digests.values() for a, b in combinations(rows, 2)]
 
 
@@ -162,8 +167,14 @@ def bits_set(words: np.ndarray) -> np.ndarray:
 
 
 def near_pairs(hashes: np.ndarray, within: int = NEAR) -> list[tuple[int, int, int]]:
-    """Pairs (i, j, bits) of hashes, uint64 (n, 4), that differ in at most `within` bits; i < j."""
-    pairs = []
+    """Pairs (i, j, bits) of hashes, uint64 (n, 4), that differ in at most `within` bits; i < j.
+
+    Raises
+    ------
+    SkinbookError
+        If there are more than `MOST_PAIRS`.
+    """
+    pairs: list[tuple[int, int, int]] = []
     for start in range(0, len(hashes), 256):
         block = hashes[start : start + 256]
         later = hashes[start:]
@@ -171,9 +182,14 @@ def near_pairs(hashes: np.ndarray, within: int = NEAR) -> list[tuple[int, int, i
         for word in range(hashes.shape[1]):
             distance += bits_set(block[:, None, word] ^ later[None, :, word])
         rows, others = np.nonzero(distance <= within)
-        pairs += [
-            (start + int(a), start + int(b), int(distance[a, b])) for a, b in zip(rows, others, strict=True) if a < b
-        ]
+        rows, others = rows[rows < others], others[rows < others]
+        if len(pairs) + len(rows) > MOST_PAIRS:
+            like = start + int(np.bincount(rows).argmax())
+            raise SkinbookError(
+                f"More than {MOST_PAIRS:,} pairs of photographs are nearly one and the same; number {like} (counted from "
+                "0) has most. Leave blank photographs and copies out."
+            )
+        pairs += [(start + int(a), start + int(b), int(distance[a, b])) for a, b in zip(rows, others, strict=True)]
     return pairs
 
 
@@ -187,13 +203,16 @@ def giveaways(table: pd.DataFrame) -> pd.DataFrame:
     labels = [table["dx"]]
     if table["dx"].isin(DIAGNOSES).all():
         labels.append(table["dx"].map(lambda dx: "malignant" if malignant(dx) else "benign"))
+    shares = [label.value_counts(normalize=True) for label in labels]
     for column in (c for c in ("dx_type", "age", "sex", "site", "source") if c in table):
         for value, rows in table.groupby(column).groups.items():
-            for label in labels:
+            if len(rows) < GIVEAWAY_ROWS:
+                continue
+            for label, share in zip(labels, shares, strict=True):
                 always = label[rows].iloc[0]
                 # Photographs of one lesion agree by nature, so lesions are what is counted.
-                chance = table["lesion_id"][rows].nunique() * np.log10((label == always).mean())
-                if len(rows) >= GIVEAWAY_ROWS and (label[rows] == always).all() and chance < -6:
+                chance = table["lesion_id"][rows].nunique() * np.log10(share[always])
+                if (label[rows] == always).all() and chance < -6:
                     found.append((column, value, always, len(rows), round(float(chance))))
                     break
     return pd.DataFrame(found, columns=["column", "value", "always", "photographs", "chance (log10)"])

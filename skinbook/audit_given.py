@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import json
 import os
 import re
+import shlex
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -21,11 +23,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from skinbook.audit import NEAR, giveaways, near_pairs, perceptual_hashes
+from skinbook.audit import MOST_PAIRS, NEAR, giveaways, near_pairs, perceptual_hashes
 from skinbook.config import SkinbookError
 from skinbook.data import images, locate, tables
 from skinbook.diagnoses import DIAGNOSES
 from skinbook.progress import bar
+from skinbook.reading import contents, one_line, size
 
 IMAGE_COLUMNS = (
     *("image_id", "image", "isic_id", "bcn_filename", "image_name", "img_id", "img", "filename", "file_name"),
@@ -52,6 +55,7 @@ UNUSED = ("", "none", "unused", "excluded", "ignore", "drop", "nan", "na")
 HASHED = 64  # pixels a side; the hash itself looks at 32
 CHUNK = 1024
 EXAMPLES = 20
+MOST_DIAGNOSES = 100  # so many are shown
 # A mix that differs by so many hundredths for one diagnosis, and by more than chance, is another question than the
 # one the data set asks.
 DRIFT, DRIFT_CHANCE = 0.05, 1e-6
@@ -144,17 +148,20 @@ def read_split(given: Sequence[str | Path]) -> pd.DataFrame:
     """The rows of a split: `image_id` (a file's name without folder and ending), `part`, and `path` and `dx` if known."""
     if len(given) == 1 and "=" not in str(given[0]):
         path = Path(given[0])
-        if not path.exists():
+        if not os.path.exists(path):
             raise SkinbookError(
                 f"{path} does not exist. Give a CSV, a folder with train and test in it, or part=list.txt."
             )
-        rows = _from_folders(path) if path.is_dir() else _from_csv(path)
+        rows = _from_folders(path) if path.is_dir() else _spelled_alike(_from_csv(path))
     else:
-        rows = _from_lists([str(one) for one in given])
+        rows = _spelled_alike(_from_lists([str(one) for one in given]))
     rows = rows[~rows["part"].str.lower().isin(UNUSED)].reset_index(drop=True)
     if rows["part"].nunique() < 2:
         parts = ", ".join(sorted(set(rows["part"]))) or "none"
-        raise SkinbookError(f"A split has at least two parts; this one has {parts}. See `skinbook audit --help`.")
+        named = ", ".join(map(str, given))
+        raise SkinbookError(
+            f"{named}: a split has at least two parts; this one has {parts}. See `skinbook audit --help`."
+        )
     return rows
 
 
@@ -165,14 +172,28 @@ def _image_id(name: str) -> str:
     return stem if dot and f".{suffix.lower()}" in images.SUFFIXES else last
 
 
-def _named_column(table: pd.DataFrame, names: Iterable[str]) -> str | None:
-    columns = {str(column).lower(): column for column in reversed(list(table.columns))}
-    return next((columns[name] for name in names if name in columns), None)
+def _spelled_alike(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with each image and each part in its first spelling: in a table, upper and lower case mean the same."""
+    for column in ("image_id", "part"):
+        first: dict[str, str] = {}
+        rows[column] = [first.setdefault(text.lower(), text) for text in rows[column]]
+    return rows
+
+
+def _named_column(table: pd.DataFrame, names: Iterable[str], path: Path) -> str | None:
+    """The column that has one of these names, the first named; SkinbookError if several have it."""
+    columns = [str(column).lower() for column in table.columns]
+    name = next((name for name in names if name in columns), None)
+    if name is None:
+        return None
+    if columns.count(name) > 1:
+        raise SkinbookError(f"{path} has the column {name} more than once. Remove one of them.")
+    return table.columns[columns.index(name)]
 
 
 def _from_csv(path: Path) -> pd.DataFrame:
     raw = tables.read(path, [])
-    image, part = _named_column(raw, IMAGE_COLUMNS), _named_column(raw, PART_COLUMNS)
+    image, part = (_named_column(raw, names, path) for names in (IMAGE_COLUMNS, PART_COLUMNS))
     if image is None or part is None:
         lacking = f"the image ({', '.join(IMAGE_COLUMNS[:4])}, ...)" if image is None else (
             f"the part ({', '.join(PART_COLUMNS)})"
@@ -185,10 +206,14 @@ def _from_csv(path: Path) -> pd.DataFrame:
         {
             "image_id": raw[image].map(_image_id),
             "part": parts.astype(str),
-            "path": [file if file.suffix.lower() in images.SUFFIXES and file.is_file() else None for file in beside],
+            "path": [file if _is_image(file) else None for file in beside],
             "dx": None,
         }
     )
+
+
+def _is_image(file: Path) -> bool:
+    return file.suffix.lower() in images.SUFFIXES and os.path.isfile(file)  # which knows no name that is an error
 
 
 def _from_lists(given: Sequence[str]) -> pd.DataFrame:
@@ -198,21 +223,21 @@ def _from_lists(given: Sequence[str]) -> pd.DataFrame:
         if not equals or not part or not name:
             raise SkinbookError(f"{one!r} is not a part and its list; expected such as train=train.txt test=test.txt.")
         try:
-            lines = Path(name).read_text(encoding="utf-8-sig").splitlines()
+            lines = contents(Path(name), tables.LARGEST).decode("utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise SkinbookError(f"{name} cannot be read as a list of files ({error}).") from None
         for line in lines:
             if entry := re.split(r"[,;\t]", line.strip())[0].strip().strip('"'):
                 file = Path(name).parent / entry
-                known = file if file.suffix.lower() in images.SUFFIXES and file.is_file() else None
+                known = file if _is_image(file) else None
                 rows.append((_image_id(entry), PART_OF.get(part.lower(), part), known, None))
     return pd.DataFrame(rows, columns=["image_id", "part", "path", "dx"])
 
 
 def _from_folders(top: Path) -> pd.DataFrame:
     """`top/train/nv/ISIC_1.jpg`, with or without the folder that names the diagnosis; the parts may lie one level lower."""
-    for level in (top, *sorted(path for path in top.iterdir() if path.is_dir())):
-        parts = [path for path in sorted(level.iterdir()) if path.is_dir() and path.name.lower() in PART_OF]
+    for level in (top, *_folders_in(top)):
+        parts = [path for path in _folders_in(level) if path.name.lower() in PART_OF]
         if len(parts) > 1:
             break
     else:
@@ -231,13 +256,20 @@ def _from_folders(top: Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["image_id", "part", "path", "dx"])
 
 
+def _folders_in(top: Path) -> list[Path]:
+    try:
+        return sorted(path for path in top.iterdir() if os.path.isdir(path))
+    except OSError as error:
+        raise SkinbookError(f"{top} cannot be read ({error.strerror}). Change its permissions.") from None
+
+
 def read_about(path: Path) -> pd.DataFrame:
     """Metadata of any of the known layouts: `image_id`, and lesion_id, dx, dx_type, age, sex, site, source where it has them.
 
     The diagnosis may stand in a column, or in one column of zeros and ones for each, as ISIC has it.
     """
     raw = tables.read(path, [])
-    image = _named_column(raw, IMAGE_COLUMNS)
+    image = _named_column(raw, IMAGE_COLUMNS, path)
     if image is None:
         raise SkinbookError(
             f"{path} has no column for the image ({', '.join(IMAGE_COLUMNS[:4])}, ...); "
@@ -246,13 +278,20 @@ def read_about(path: Path) -> pd.DataFrame:
     about = pd.DataFrame({"image_id": raw[image].map(_image_id)})
     wanted = {"lesion_id": LESION_COLUMNS, "dx": LABEL_COLUMNS, **OTHERS}
     for name, spellings in wanted.items():
-        if (column := _named_column(raw, spellings)) is not None:
+        if (column := _named_column(raw, spellings, path)) is not None:
             about[name] = tables.known(raw[column]) if name != "lesion_id" else raw[column].replace("", np.nan)
     marks = {c: str(c).lower() for c in raw.columns if str(c).lower() in DIAGNOSES or str(c).lower() == "unk"}
     if "dx" not in about and len(marks) > 1:
+        if len(set(marks.values())) < len(marks) or not raw.columns.is_unique:
+            raise SkinbookError(f"{path} has a column of a diagnosis more than once. Remove one of them.")
         values = raw[list(marks)].apply(pd.to_numeric, errors="coerce").rename(columns=marks)
         about["dx"] = values.idxmax(axis=1).where(values.eq(1).sum(axis=1) == 1)
     if about["image_id"].duplicated().any():
+        told = about[["image_id", *(name for name in ("lesion_id", "dx") if name in about)]].drop_duplicates()
+        if (torn := told["image_id"].duplicated()).any():
+            raise SkinbookError(
+                f"{path} gives {told['image_id'][torn].iloc[0]} two lesions or two diagnoses. Remove the wrong row."
+            )
         about = about.drop_duplicates("image_id", ignore_index=True)
     return about
 
@@ -263,6 +302,8 @@ def _described(rows: pd.DataFrame, table: Path | None, notes: list[str]) -> tupl
         notes.append("lesions on both sides (no table was given)")
         return rows.assign(lesion_id=None), None
     about = read_about(table)
+    spelled = {name.lower(): name for name in rows["image_id"]}
+    about["image_id"] = [spelled.get(name.lower(), name) for name in about["image_id"]]
     about = about[about["image_id"].isin(rows["image_id"])].reset_index(drop=True)
     absent = int((~rows["image_id"].isin(about["image_id"])).sum())
     if absent == len(rows):
@@ -349,10 +390,16 @@ def _pictures(
     same: dict[bytes, list[int]] = {}
     for row, digest in digests.items():
         same.setdefault(digest, []).append(row)
-    identical = [(a, b, 0) for group in same.values() for a, b in combinations(group, 2)]
-    exact = {(a, b) for a, b, _ in identical}
+    groups = [group for group in same.values() if len(group) > 1]
+    if sum(len(group) * (len(group) - 1) // 2 for group in groups) > MOST_PAIRS:
+        largest = max(groups, key=len)
+        raise SkinbookError(
+            f"{paths[largest[0]]} and {len(largest) - 1:,} other files are one and the same, too many to pair. "
+            "Leave copies out."
+        )
+    identical = [(a, b, 0) for group in groups for a, b in combinations(group, 2)]
     near = [(seen[a], seen[b], bits) for a, b, bits in near_pairs(np.concatenate(hashes), NEAR)] if hashes else []
-    near = [pair for pair in near if pair[:2] not in exact]
+    near = [pair for pair in near if digests[pair[0]] != digests[pair[1]]]
     return _across(rows, identical), _across(rows, near)
 
 
@@ -361,7 +408,9 @@ def _look(path: Path) -> tuple[bytes | None, np.ndarray | None]:
     from skinbook.data.pixels import reduce
 
     try:
-        digest = hashlib.blake2b(path.read_bytes(), digest_size=16).digest()
+        size(path, images.LARGEST_FILE)
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
     except OSError:
         return None, None
     try:
@@ -393,6 +442,8 @@ def _mix(rows: pd.DataFrame) -> tuple[dict[str, dict[str, float]], dict[str, Any
     worst: dict[str, Any] | None = None
     for part in (p for p in counts.columns if p != "train"):
         rest = counts.drop(columns=part).sum(axis=1)
+        if not rest.sum():
+            continue  # no other part has a diagnosis
         gap = share[part] - rest / rest.sum()
         chance = float(chi2_contingency(pd.concat([counts[part], rest], axis=1))[1]) if len(counts) > 1 else 1.0
         dx = str(max(gap.index, key=lambda dx: (round(abs(gap[dx]), 9), gap[dx])))
@@ -405,14 +456,14 @@ def _mix(rows: pd.DataFrame) -> tuple[dict[str, dict[str, float]], dict[str, Any
 def markdown(report: Report) -> str:
     """The report as Markdown, which reads well in a terminal too."""
     lines = [f"**{report.verdict}**", "", "| Part | Photographs |", "|---|---|"]
-    lines += [f"| {part} | {count:,} |" for part, count in report.photographs.items()]
+    lines += [f"| {cell(part)} | {count:,} |" for part, count in report.photographs.items()]
     if report.lesions is not None:
         lines += ["", "## Lesions on both sides", ""]
         lines += (
             ["| Parts | Lesions in both | Their photographs |", "|---|---|---|"] if report.lesions["across"] else []
         )
         lines += [
-            f"| {' and '.join(a['parts'])} | {a['lesions']:,} | {a['photographs']:,} |"
+            f"| {cell(' and '.join(a['parts']))} | {a['lesions']:,} | {a['photographs']:,} |"
             for a in report.lesions["across"]
         ] or ["None."]
         for part, found in report.lesions["judged"].items():
@@ -437,12 +488,17 @@ def markdown(report: Report) -> str:
             ]  # fmt: skip
     if report.mix:
         diagnoses = sorted({dx for shares in report.mix.values() for dx in shares})
-        lines += ["", "## The mix of diagnoses", "", f"| Diagnosis | {' | '.join(report.mix)} |"]
+        lines += ["", "## The mix of diagnoses", "", f"| Diagnosis | {' | '.join(map(cell, report.mix))} |"]
         lines += ["|---" * (len(report.mix) + 1) + "|"]
         lines += [
-            f"| {dx} | {' | '.join(f'{shares.get(dx, 0.0):.1%}' for shares in report.mix.values())} |"
-            for dx in diagnoses
+            f"| {cell(dx)} | {' | '.join(f'{shares.get(dx, 0.0):.1%}' for shares in report.mix.values())} |"
+            for dx in diagnoses[:MOST_DIAGNOSES]
         ]
+        if len(diagnoses) > MOST_DIAGNOSES:
+            lines += [
+                "",
+                f"{len(diagnoses) - MOST_DIAGNOSES:,} more diagnoses are left out here; --format json has them.",
+            ]
     if report.drift:
         d = report.drift
         lines += ["", f"**Another mix:** {d['share']:.0%} of {d['part']} are {d['diagnosis']}, and {d['elsewhere']:.0%} "
@@ -453,33 +509,43 @@ def markdown(report: Report) -> str:
             f"- `{g['column']}` = {g['value']}: always {g['always']} ({g['photographs']:,} photographs)"
             for g in report.giveaways
         ]
-    return "\n".join(lines) + "\n"
+    return "\n".join(map(one_line, lines)) + "\n"  # whatever an image or a part is called
 
 
 def shown(report: Report, style: str = "text") -> str:
     """The report as Markdown, or without its marks and with its tables in columns, for a terminal."""
     text = markdown(report)
-    if style == "markdown":
-        return text
+    return text if style == "markdown" else columns(text).removesuffix("\n")
+
+
+def cell(text: str) -> str:
+    """A text as a cell of a Markdown table: no bar in it ends the cell."""
+    return text.replace("|", "\\|")
+
+
+def columns(text: str) -> str:
+    """Markdown without its marks, its tables in columns."""
     lines: list[str] = []
     for is_table, group in groupby(text.splitlines(), key=lambda line: line.startswith("|")):
-        if is_table:
-            cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in group]
-            cells = [row for row in cells if set("".join(row)) != {"-"}]
-            wide = [max(map(len, column)) for column in zip(*cells, strict=True)]
-            lines += ["  ".join(cell.ljust(w) for cell, w in zip(row, wide, strict=True)).rstrip() for row in cells]
-        else:
+        if not is_table:
             lines += [re.sub(r"\*\*|`|^#+ ", "", line) for line in group]
-    return "\n".join(lines)
+            continue
+        cells = [[one.strip().replace("\\|", "|") for one in re.split(r"(?<!\\)\|", line)[1:-1]] for line in group]
+        cells = [row for row in cells if set("".join(row)) != {"-"}]
+        wide = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines += ["  ".join(one.ljust(w) for one, w in zip(row, wide, strict=True)).rstrip() for row in cells]
+    return "\n".join(lines) + "\n"
 
 
 def snippet(split: Sequence[str], table: str = "", folder: str = "") -> str:
     """A GitHub Actions workflow that audits a project's split at every push."""
     urls = importlib.metadata.metadata("skinbook").get_all("Project-URL") or []
     address = next((url.split(", ", 1)[1] for url in urls if url.startswith("Repository")), "")
-    command = " ".join(["skinbook audit", *map(str, split)])
-    command += f" --table {table}" if table else ""
-    command += f" --images {folder}" if folder else ""
+    command = shlex.join(["skinbook", "audit", *map(str, split)])
+    command += f" --table {shlex.quote(table)}" if table else ""
+    command += f" --images {shlex.quote(folder)}" if folder else ""
+    if not re.fullmatch(r"[\w ./=-]+", command):
+        command = json.dumps(command)  # a quoted text of YAML
     return f"""\
 name: audit the split
 on: [push, pull_request]

@@ -224,22 +224,37 @@ class Bundle(Model):
         file = folder / CARD
         card = read(file, KEYS, FORMAT)
         data = sealed_file(folder, card["weights"], card["sha256"], file)
-        backbone = Backbone(card["network"], "none", card["stride"])
-        backbone.mean, backbone.std = tuple(card["mean"]), tuple(card["std"])
-        backbone.weights = f"bundle: {card['sha256'][:12]}"
-        network = Classifier(backbone, len(card["classes"]))
         try:
             tensors = load(data)
-            network.load_state_dict({k[8:]: v for k, v in tensors.items() if k.startswith("network/")})
+            weights = {k[8:]: v for k, v in tensors.items() if k.startswith("network/")}
+            _must_fit(card["network"], card["stride"], len(card["classes"]), weights)
+            backbone = Backbone(card["network"], "none", card["stride"])
+            network = Classifier(backbone, len(card["classes"]))
+            network.load_state_dict(weights)
             novelty, seen = _novelty(card["novelty"], tensors), _seen(tensors)
-        except (SafetensorError, RuntimeError, KeyError) as error:
+        except (SafetensorError, RuntimeError, KeyError, ValueError, AssertionError) as error:
             reason = str(error).split("\n")[0]
             raise SkinbookError(
                 f"{folder / card['weights']} does not hold a {card['network']} ({reason}). Use another bundle."
             ) from None
+        backbone.mean, backbone.std = tuple(card["mean"]), tuple(card["std"])
+        backbone.weights = f"bundle: {card['sha256'][:12]}"
         kept = ("image", "temperature", "threshold", "definition", "split", "metrics", "about")
         rest = {key: card[key] for key in kept}
         return cls(network.eval(), tuple(card["classes"]), **rest, novelty=novelty, seen=seen)
+
+
+def _must_fit(name: str, stride: int | None, classes: int, weights: Mapping[str, torch.Tensor]) -> None:
+    """ValueError if weights are not those of a network. It is not made for that: a card may name one of gigabytes."""
+    try:
+        with torch.device("meta"):
+            wanted = Classifier(Backbone(name, "none", stride), classes).state_dict()
+    except (NotImplementedError, RuntimeError):  # a few networks cannot be made without memory
+        return
+    odd = [key for key in {**wanted, **weights} if key not in wanted or key not in weights]
+    odd += [key for key in wanted if key in weights and wanted[key].shape != weights[key].shape]
+    if odd:
+        raise ValueError(f"{odd[0]} is missing, of another shape, or too much")
 
 
 def logits_and_features(network: Classifier, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

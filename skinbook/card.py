@@ -20,7 +20,12 @@ import numpy as np
 from skinbook.config import SkinbookError
 from skinbook.diagnoses import DIAGNOSES, malignant
 from skinbook.files import replaced
+from skinbook.reading import contents, strict_json
 
+LARGEST = 10_000_000  # bytes of a card
+LARGEST_WEIGHTS = 4_000_000_000  # a billion parameters
+ROUNDING = 1e-6  # by which a sum of probabilities may go over 1
+LARGEST_SIDE = 2048  # pixels of a photograph as a network sees it
 BINARY = ("benign", "malignant")
 DISCLAIMER = "This is a teaching tool, not a medical device."
 Kinds = Mapping[str, type | tuple[type, ...]]
@@ -72,7 +77,9 @@ class Model:
         raise NotImplementedError
 
     def check(self) -> None:
-        """SkinbookError if a class, the temperature, the definition or the side makes no sense."""
+        """SkinbookError if a class, the temperature, the threshold, the definition or the side makes no sense."""
+        if len(set(self.classes)) != len(self.classes) or len(self.classes) < 2:
+            raise SkinbookError(f"The classes are {', '.join(self.classes)}; expected at least two, each of them once.")
         unknown = [name for name in self.classes if name not in DIAGNOSES]
         if unknown and self.classes != BINARY:
             raise SkinbookError(
@@ -81,8 +88,10 @@ class Model:
         if not self.temperature > 0:
             raise SkinbookError(f"The temperature is {self.temperature}; expected a number above 0.")
         malignant("nv", self.definition)  # raises where nobody knows it
-        if self.image < 1:
-            raise SkinbookError(f"The image side is {self.image}; expected a number of pixels.")
+        if not 1 <= self.image <= LARGEST_SIDE:
+            raise SkinbookError(f"The image side is {self.image}; expected a number of pixels, at most {LARGEST_SIDE}.")
+        if self.threshold is not None and not 0 <= self.threshold <= 1 + ROUNDING:
+            raise SkinbookError(f"The threshold is {self.threshold}; expected a probability.")
 
     @property
     def malignant(self) -> np.ndarray:
@@ -150,7 +159,7 @@ def read(file: Path, kinds: Kinds, number: int) -> dict[str, Any]:
         If it is anything else.
     """
     try:
-        card = json.loads(file.read_text(encoding="utf-8"))
+        card = strict_json(contents(file, LARGEST).decode("utf-8"))
     except OSError as error:
         raise SkinbookError(
             f"{file} cannot be read ({error.strerror}). Name the folder of a bundle: {file.name} and its weights."
@@ -166,6 +175,8 @@ def read(file: Path, kinds: Kinds, number: int) -> dict[str, Any]:
     for key, kind in {**COMMON, **kinds, "seal": str}.items():
         if key not in card or not _is(card[key], kind):
             raise SkinbookError(f"{file} has no usable {key!r}. Fetch the bundle again, or save it anew.")
+    if not all(_is(value, (int, float)) for value in (card["novelty"] or {}).values()):
+        raise SkinbookError(f"{file} has no usable 'novelty'. Fetch the bundle again, or save it anew.")
     for key, length in (("mean", 3), ("std", 3), ("classes", None)):
         part_kind = str if key == "classes" else (int, float)
         if not all(_is(part, part_kind) for part in card[key]) or length not in (None, len(card[key])):
@@ -183,7 +194,7 @@ def sealed_file(folder: Path, name: str, sha256: str, card: Path) -> bytes:
     if file.parent != folder:
         raise SkinbookError(f"{card} names a file outside its folder ({name!r}). Use another bundle.")
     try:
-        data = file.read_bytes()
+        data = contents(file, LARGEST_WEIGHTS)
     except OSError as error:
         raise SkinbookError(f"{file} cannot be read ({error.strerror}). Fetch the bundle again.") from None
     if hashlib.sha256(data).hexdigest() != sha256:
@@ -192,4 +203,6 @@ def sealed_file(folder: Path, name: str, sha256: str, card: Path) -> bytes:
 
 
 def _is(value: Any, kind: type | tuple[type, ...]) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool)
+    """Whether a value is of a kind, and a number besides one that a computer can compute with."""
+    moderate = not isinstance(value, int | float) or abs(value) < 1e15
+    return isinstance(value, kind) and not isinstance(value, bool) and moderate

@@ -11,6 +11,7 @@ import typer
 
 from skinbook import config
 from skinbook.config import SkinbookError
+from skinbook.reading import one_line
 
 app = typer.Typer(help="Data: what is found where, downloads, and checks.", no_args_is_help=True)
 
@@ -27,7 +28,7 @@ def _one_sentence() -> Iterator[None]:
     try:
         yield
     except SkinbookError as error:
-        typer.echo(str(error), err=True)
+        typer.echo(one_line(str(error)), err=True)
         raise typer.Exit(2) from None
 
 

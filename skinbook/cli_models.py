@@ -195,6 +195,8 @@ def bundle_onnx(
 def _names(given: list[str]) -> Iterator[str]:
     for name in given:
         if name == "-":
+            if hasattr(sys.stdin, "reconfigure"):
+                sys.stdin.reconfigure(errors="surrogateescape")  # as the system hands over names that are no text
             yield from (line.rstrip("\r\n") for line in sys.stdin if line.strip())
         else:
             yield name

@@ -58,9 +58,13 @@ def _whole_number(variable: str, default: int, least: int) -> int:
     text = os.environ.get(variable, "").strip()
     if not text:
         return default
-    if not text.isdigit() or int(text) < least:
+    if not text.isdecimal() or len(text) > 18 or int(text) < least:
         raise SkinbookError(f"{variable} is {text!r}; expected a whole number of at least {least}.")
     return int(text)
+
+
+def _path(text: str) -> Path:
+    return Path(os.path.expanduser(text))  # which leaves the name of a user whom nobody knows as it is
 
 
 def settings() -> Settings:
@@ -80,9 +84,9 @@ def settings() -> Settings:
         seed=_whole_number("SKINBOOK_SEED", 0, 0),
         threads=_whole_number("SKINBOOK_THREADS", 2, 1),
         precision=_choice("SKINBOOK_PRECISION", PRECISIONS),
-        data=tuple(Path(f).expanduser() for f in folders.split(os.pathsep) if f.strip()),
-        weights=Path(weights).expanduser() if weights else None,
-        cache=Path(cache).expanduser() if cache else Path.home() / ".cache" / "skinbook",
+        data=tuple(_path(f) for f in folders.split(os.pathsep) if f.strip()),
+        weights=_path(weights) if weights else None,
+        cache=_path(cache) if cache else Path.home() / ".cache" / "skinbook",
     )
 
 

@@ -8,17 +8,15 @@ counts as a lesion of its own, and the report says so.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from skinbook.audit_given import IMAGE_COLUMNS, read_about
+from skinbook.audit_given import IMAGE_COLUMNS, columns, read_about
 from skinbook.card import BINARY, DISCLAIMER, Model, plain
 from skinbook.config import SkinbookError
 from skinbook.data import locate, tables
@@ -384,20 +382,6 @@ def shown(report: Report, style: str = "text") -> str:
     """The report as Markdown, or without its marks and with its tables in columns, for a terminal."""
     text = markdown(report)
     return text if style == "markdown" else columns(text)
-
-
-def columns(text: str) -> str:
-    """Markdown without its marks, its tables in columns."""
-    lines: list[str] = []
-    for is_table, group in groupby(text.splitlines(), key=lambda line: line.startswith("|")):
-        if not is_table:
-            lines += [re.sub(r"\*\*|`|^#+ ", "", line) for line in group]
-            continue
-        cells = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in group]
-        cells = [row for row in cells if set("".join(row)) != {"-"}]
-        wide = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        lines += ["  ".join(cell.ljust(w) for cell, w in zip(row, wide, strict=True)).rstrip() for row in cells]
-    return "\n".join(lines) + "\n"
 
 
 def pairs(given: Sequence[str]) -> dict[str, str]:

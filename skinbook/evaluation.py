@@ -21,6 +21,7 @@ from skinbook.keyed import integers
 from skinbook.rounding import shown
 
 RESAMPLES = 1000
+ROUNDING = 1e-6  # by which a probability may lie outside 0 to 1
 CALIBRATION_BINS = 15
 
 
@@ -146,11 +147,12 @@ class Evaluation:
     Raises
     ------
     SkinbookError
-        If the shapes disagree, a label is no class, or a probability is not a number.
+        If the shapes disagree, a label is no class, a lesion has no name, or a probability is not a number from 0 to 1.
     """
 
     def __init__(self, labels, probabilities, lesions, classes, resamples: int = RESAMPLES, seed: int = 0) -> None:
-        self.labels = np.asarray(labels, dtype=np.int64)
+        with np.errstate(invalid="ignore"):  # of a label that is not a number
+            self.labels = np.asarray(labels).astype(np.int64)
         self.probabilities = np.asarray(probabilities, dtype=np.float64)
         self.lesions = np.asarray(lesions)
         self.classes = tuple(classes)
@@ -163,10 +165,17 @@ class Evaluation:
                 f"Evaluation needs probabilities of shape ({count}, {len(self.classes)}) and {count} lesions; got "
                 f"{self.probabilities.shape} and {self.lesions.shape}."
             )
-        if self.labels.min() < 0 or self.labels.max() >= len(self.classes):
-            raise SkinbookError(f"A label lies outside 0 to {len(self.classes) - 1}.")
+        whole = (self.labels == np.asarray(labels)).all()
+        if not whole or self.labels.min() < 0 or self.labels.max() >= len(self.classes):
+            raise SkinbookError(
+                f"A label lies outside 0 to {len(self.classes) - 1} or is no whole number: give positions in the classes."
+            )
+        if pd.isna(self.lesions).any():
+            raise SkinbookError("A lesion has no name: give the photograph's own where its lesion is not known.")
         if not np.isfinite(self.probabilities).all():
             raise SkinbookError("A probability is not a finite number; the model has probably diverged.")
+        if self.probabilities.min(initial=0) < -ROUNDING or self.probabilities.max(initial=0) > 1 + ROUNDING:
+            raise SkinbookError("A probability lies outside 0 to 1: give probabilities (softmax), not logits.")
 
     @property
     def weights(self) -> np.ndarray:

@@ -15,7 +15,8 @@ import math
 import os
 import platform
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,12 +25,21 @@ from typing import Any
 from skinbook import __version__
 from skinbook.config import SkinbookError, book_data
 from skinbook.files import locked, replaced
+from skinbook.reading import strict_json
 from skinbook.rounding import shown
 
 # The bundles in which a notebook's outputs carry what was said.
 SETUP, REPORT, CLAIM, SAY, LEDGER, FACTS = (
     f"application/vnd.skinbook.{kind}+json" for kind in ("setup", "report", "claim", "say", "ledger", "facts")
 )
+NUMBER = (int, float, type(None))
+CARRIES: dict[str, dict[str, Any]] = {  # what a check reads of each
+    REPORT: {"name": str, "value": NUMBER},
+    CLAIM: {"sentence": str, "verdict": str},
+    SAY: {"text": str},
+    SETUP: {"edition": str, "scale": str},
+    LEDGER: {"chapter": str, "edition": str, "scale": str, "digest": str},
+}
 HOLDS, UNDECIDED, FAILS = "holds", "undecided", "does not hold"
 EXACT = 1e-9  # how near a result that has no tolerance must be
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pandas")
@@ -91,8 +101,15 @@ def said(cells: Iterable[Any]) -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def payloads(outputs: Iterable[Any], mime: str) -> list[dict[str, Any]]:
-    """What the outputs of a cell carry in bundles of one kind."""
-    return [output["data"][mime] for output in outputs if mime in output.get("data", {})]
+    """What the outputs of a cell carry in bundles of one kind; SkinbookError where one is no such bundle."""
+    found = [output["data"][mime] for output in outputs if mime in output.get("data", {})]
+    for payload in found:
+        for key, kind in CARRIES.get(mime, {}).items():
+            if not isinstance(payload, dict) or not isinstance(payload.get(key, ...), kind):
+                raise SkinbookError(
+                    f"An output carries {mime} without a usable {key!r}, so that it cannot be checked: run `make refresh`."
+                )
+    return found
 
 
 # Where results come from
@@ -194,13 +211,29 @@ def held(kind: str, edition: str, scale: str) -> list[str]:
 
 def _load(file: Path) -> dict[str, Any]:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        whole = strict_json(file.read_bytes())
+        for part in (whole, whole.get("chapters", {}), *whole.get("chapters", {}).values()):
+            if not isinstance(part, dict):
+                raise ValueError(f"it holds {str(part)[:40]!r} in the place of chapters")
+        return whole
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, AttributeError) as error:
         raise SkinbookError(
             f"data/{file.parent.name}/{file.name} cannot be read ({error}). Restore it from git."
         ) from None
+
+
+@contextmanager
+def _sound(kind: str, edition: str, scale: str) -> Iterator[None]:
+    """A block that reads of a file what `write` puts there; where it is something else, the sentence names the file."""
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError) as error:
+        raise SkinbookError(
+            f"data/{kind}/{edition}-{scale}.json does not hold what was recorded ({type(error).__name__}: {error}). "
+            "Restore it from git."
+        ) from error
 
 
 def write(kind: str, edition: str, scale: str, chapter: str, entry: Mapping[str, Any]) -> Path:
@@ -372,6 +405,11 @@ def _rounded_up(size: float) -> float:
 
 def verdicts(edition: str, scale: str, chapter: str, sentence: str, seed: int = 0) -> set[str]:
     """The verdicts that a claim had in the runs of one seed, which differ in nothing but threads and instructions."""
+    with _sound("tolerances", edition, scale):
+        return _verdicts(edition, scale, chapter, sentence, seed)
+
+
+def _verdicts(edition: str, scale: str, chapter: str, sentence: str, seed: int) -> set[str]:
     measured = read("tolerances", edition, scale, chapter)
     seen = measured.get("claims", {}).get(sentence, {}).get("verdicts", [])
     runs = measured.get("runs", [])
@@ -380,8 +418,9 @@ def verdicts(edition: str, scale: str, chapter: str, sentence: str, seed: int = 
 
 def tolerance(edition: str, scale: str, chapter: str, name: str) -> float:
     """How far a report may move; `EXACT` where nothing else was measured."""
-    measured = read("tolerances", edition, scale, chapter).get("reports", {}).get(name, {})
-    return max(EXACT, measured.get("tolerance", 0.0))
+    with _sound("tolerances", edition, scale):
+        measured = read("tolerances", edition, scale, chapter).get("reports", {}).get(name, {})
+        return max(EXACT, float(measured.get("tolerance", 0.0)))
 
 
 # On a page
@@ -389,14 +428,20 @@ def tolerance(edition: str, scale: str, chapter: str, name: str) -> float:
 
 def value(name: str, chapter: str, edition: str, scale: str) -> SimpleNamespace | None:
     """A report's or claim's `.value`, `.low` and `.high`, or None."""
-    stored = read("results", edition, scale, chapter)
-    found = stored.get("reports", {}).get(name) or stored.get("claims", {}).get(name)
-    return SimpleNamespace(**{key: found[key] for key in ("value", "low", "high")}) if found else None
+    with _sound("results", edition, scale):
+        stored = read("results", edition, scale, chapter)
+        found = stored.get("reports", {}).get(name) or stored.get("claims", {}).get(name)
+        return SimpleNamespace(**{key: found[key] for key in ("value", "low", "high")}) if found else None
 
 
 def page(chapter: str, edition: str, scale: str, names: Sequence[str] | None = None) -> tuple[str, str]:
     """A chapter's results as text and as HTML: what is named, then its claims, then, folded, all other numbers; and a
     line on where they come from."""
+    with _sound("results", edition, scale):
+        return _page(chapter, edition, scale, names)
+
+
+def _page(chapter: str, edition: str, scale: str, names: Sequence[str] | None) -> tuple[str, str]:
     stored = read("results", edition, scale, chapter)
     claims = {
         n: (n, f"{verdict_over_seeds(c)}: {shown(c['value'], c['low'], c['high'])}", str(len(c["seeds"])))

@@ -8,6 +8,7 @@ from timm's hub; which of them it was is kept in `Backbone.weights` and goes int
 from __future__ import annotations
 
 import functools
+import math
 import os
 import sys
 from pathlib import Path
@@ -148,13 +149,14 @@ def _tell_of_scratch(name: str) -> None:
 
 
 def _from_file(name: str, file: Path) -> tuple[nn.Module, str, tuple[float, ...], tuple[float, ...]]:
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     try:
         with safe_open(file, "pt") as held:
             about = held.metadata() or {}
             state = {key: held.get_tensor(key).float() for key in held.keys()}  # noqa: SIM118 - not a dict
-    except (OSError, SafetensorError) as error:
+            told = [_three_numbers(about[key]) if key in about else None for key in ("mean", "std")]
+    except Exception as error:  # a damaged file can raise nearly anything
         raise SkinbookError(f"The weights file {file} cannot be read ({error}). Fetch it again.") from error
     if about.get("arch", name).split(".")[-1] != name:
         raise SkinbookError(f"{file.name} holds weights of {about['arch']}, and {name} was asked for.")
@@ -168,14 +170,15 @@ def _from_file(name: str, file: Path) -> tuple[nn.Module, str, tuple[float, ...]
             f"{file.name} does not fit {name}: {lacking[0] if lacking else 'a layer'} is missing or of another shape."
         )
     model.load_state_dict({key: state[key] for key in wanted if key in state}, strict=False)
-    mean, std = (
-        _three_numbers(about[k]) if k in about else d for k, d in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD))
-    )
+    mean, std = told[0] or IMAGENET_MEAN, told[1] or IMAGENET_STD
     return model, "lab backbone" if file.name == "lab_backbone.safetensors" else file.name, mean, std
 
 
 def _three_numbers(text: str) -> tuple[float, ...]:
-    return tuple(float(part) for part in text.strip("[]() ").split(","))
+    numbers = tuple(float(part) for part in text.strip("[]() ").split(","))
+    if len(numbers) != 3 or not all(map(math.isfinite, numbers)):
+        raise ValueError(f"{text!r:.60} is not a number for each colour")
+    return numbers
 
 
 def local_weights(name: str) -> Path | None:

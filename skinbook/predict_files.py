@@ -25,9 +25,11 @@ from skinbook.config import SkinbookError, book_data
 from skinbook.data import images, locate
 from skinbook.data.pixels import reduce
 from skinbook.diagnoses import DIAGNOSES
+from skinbook.reading import one_line
 
 BATCH = 64
 AHEAD = 4 * BATCH  # photographs that may be decoded before they are asked for: 13 MB at 128 pixels
+BATCH_PIXELS = BATCH * 256 * 256  # of larger photographs there are fewer in a batch, and ahead
 LAB = "lab"
 STYLES = ("text", "json", "csv")
 
@@ -43,9 +45,9 @@ def open_model(folder: Path | str) -> Model:
         If the folder holds neither, or one that is damaged.
     """
     folder = Path(folder)
-    if str(folder) == LAB and not folder.is_dir():
+    if str(folder) == LAB and not os.path.isdir(folder):
         folder = book_data("lab_bundle")
-    if (folder / "onnx.json").is_file() and not (folder / "bundle.json").is_file():
+    if os.path.isfile(folder / "onnx.json") and not os.path.isfile(folder / "bundle.json"):
         from skinbook.onnx_model import OnnxModel
 
         return OnnxModel.load(folder)
@@ -67,10 +69,11 @@ class Answer:
 
 def answers(model: Model, files: Sequence[str | Path], device: str = "cpu") -> Iterator[Answer]:
     """One answer for each file, in their order."""
-    decoded, names = _decoded(files, model.image), iter(files)
-    while some := list(islice(decoded, BATCH)):
+    size = max(1, min(BATCH, BATCH_PIXELS // model.image**2))
+    decoded, names = _decoded(files, model.image, min(AHEAD, 4 * size)), iter(files)
+    while some := list(islice(decoded, size)):
         read = [pixels for pixels in some if isinstance(pixels, np.ndarray)]
-        found = model.answers(np.stack(read), BATCH, device) if read else None
+        found = model.answers(np.stack(read), size, device) if read else None
         unlike = None if found is None else model.unlike(found.distances)
         row = 0
         for pixels, file in zip(some, names, strict=False):  # `some` first: it ends the loop and takes no name too many
@@ -79,12 +82,16 @@ def answers(model: Model, files: Sequence[str | Path], device: str = "cpu") -> I
                 continue
             distance = None if found.distances is None else float(found.distances[row])
             strange = unlike is not None and bool(unlike[row])
-            yield Answer(str(file), found.probabilities[row], distance, strange)
+            if np.isfinite(found.probabilities[row]).all():
+                yield Answer(str(file), found.probabilities[row], distance, strange)
+            else:
+                fault = f"{file} got an answer that is not a number. Fetch the bundle again, or train another."
+                yield Answer(str(file), fault=fault)
             row += 1
 
 
-def _decoded(files: Iterable[str | Path], side: int) -> Iterator[np.ndarray | SkinbookError]:
-    """Each file as uint8 (side, side, 3), or why not, in order, some of them ahead of time."""
+def _decoded(files: Iterable[str | Path], side: int, ahead: int) -> Iterator[np.ndarray | SkinbookError]:
+    """Each file as uint8 (side, side, 3), or why not, in order, `ahead` of them ahead of time."""
 
     def read(file: str | Path) -> np.ndarray | SkinbookError:
         try:
@@ -99,7 +106,7 @@ def _decoded(files: Iterable[str | Path], side: int) -> Iterator[np.ndarray | Sk
     try:
         for file in rest:
             waiting.append(pool.submit(read, file))
-            if len(waiting) >= AHEAD:
+            if len(waiting) >= ahead:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
@@ -111,7 +118,7 @@ def listed(given: Iterable[str]) -> list[str]:
     """Files, with the photographs in or below a folder in its place (by folder, then by name)."""
     files: list[str] = []
     for name in given:
-        if not Path(name).is_dir():
+        if not os.path.isdir(name):
             files.append(name)
             continue
         below = [
@@ -193,11 +200,12 @@ def lines(model: Model, predictions: Iterable[Prediction], style: str = "text") 
 
 
 def _text(model: Model, one: Prediction) -> str:
+    file = one_line(one.file)
     if one.status != "answered":
-        return f"{one.file}\n  {one.status}: {one.reason}\n"
+        return f"{file}\n  {one.status}: {one_line(one.reason)}\n"
     ranked = sorted(one.probabilities.items(), key=lambda item: -item[1])
     named = [f"{DIAGNOSES[dx].name if dx in DIAGNOSES else dx} {p:.2f}" for dx, p in ranked]
-    text = f"{one.file}\n"
+    text = f"{file}\n"
     if model.classes != BINARY:
         text += f"  {', '.join(named)}\n"
     text += f"  malignant {one.malignant:.2f}"

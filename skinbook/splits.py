@@ -189,7 +189,10 @@ def _joined(table: pd.DataFrame, identical: Iterable[tuple[str, str]]) -> np.nda
 
 
 def _checked(fractions: Sequence[float]) -> np.ndarray:
-    shares = np.asarray(fractions, dtype=np.float64)
+    try:
+        shares = np.asarray(fractions, dtype=np.float64)
+    except (TypeError, ValueError):
+        shares = np.zeros(0)
     if shares.shape != (len(PARTS),) or (shares < 0).any() or not np.isclose(shares.sum(), 1.0):
         raise SkinbookError(
             f"fractions must be three shares that sum to 1 (train, validation, test); got {fractions!r}."

@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import copy
 import functools
+import hashlib
 import json
 import os
 import sys
@@ -17,8 +18,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-
 from typing import ParamSpec, TypeVar
+
 import numpy as np
 import pandas as pd
 import torch
@@ -31,9 +32,9 @@ from skinbook.files import replaced
 from skinbook.keyed import key_bits
 
 PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
-BETTER_WHEN_HIGHER = {"accuracy": True, "balanced accuracy": True, "loss": False}
 P = ParamSpec("P")
 R = TypeVar("R")
+BETTER_WHEN_HIGHER = {"accuracy": True, "balanced accuracy": True, "loss": False}
 
 
 @dataclass
@@ -45,7 +46,6 @@ class Fit:
     precision: str = "fp32"
 
 
-def fit(
 def _says_when_memory_is_short(function: Callable[P, R]) -> Callable[P, R]:
     """`function`, which is given batches, names a smaller size of them where the memory does not suffice."""
 
@@ -72,6 +72,7 @@ def _is_short_of_memory(error: Exception) -> bool:
 
 
 @_says_when_memory_is_short
+def fit(
     network: nn.Module,
     train: Batches,
     validation: Batches | None = None,
@@ -174,9 +175,9 @@ def _is_short_of_memory(error: Exception) -> bool:
             if not accelerator.optimizer_step_was_skipped:  # as fp16 does when its gradients overflow
                 run.average_weights()
             total += value.item() * len(labels)
-        run.follow_main_process(share)  # batch normalisation saw other photographs in every process
         if not run.is_sound():
             raise _no_number(f"A weight is not a finite number after epoch {epoch + 1}, batch {number + 1}", batch)
+        run.follow_main_process(share)  # batch normalisation saw other photographs in every process
         row = {"epoch": epoch + 1, "learning rate": run.rate, "train loss": total / len(train.rows)}
         if validation is not None:
             with run.averaged_weights():
@@ -262,7 +263,6 @@ def _whole_batch(own: torch.Tensor, batch: Batch, share: tuple[int, int]) -> tup
     return logits, batch.all_labels
 
 
-def _train_mode(network: nn.Module) -> None:
 def _no_number(what: str, batch: Batch) -> SkinbookError:
     """What to say of a loss or weight that is no number. Rows whose own inputs are none are named, else the batch's."""
     inputs = batch.inputs if isinstance(batch.inputs, tuple) else (batch.inputs,)
@@ -274,6 +274,7 @@ def _no_number(what: str, batch: Batch) -> SkinbookError:
     )
 
 
+def _train_mode(network: nn.Module) -> None:
     """Training mode, but for normalisation layers whose parameters are all frozen: their statistics stay as they are."""
     network.train()
     for module in network.modules():
@@ -295,8 +296,8 @@ def cosine(progress: float, warmup: float) -> float:
     return 0.5 * (1 + np.cos(np.pi * (progress - warmup) / (1 - warmup)))
 
 
-def predict(network: nn.Module, batches: Batches, flips: bool = False, share: tuple[int, int] = (0, 1)) -> np.ndarray:
 @_says_when_memory_is_short
+def predict(network: nn.Module, batches: Batches, flips: bool = False, share: tuple[int, int] = (0, 1)) -> np.ndarray:
     """Logits, float32 (rows, classes), in the order of `batches.rows`.
 
     flips : the mean over a photograph and its three mirror images (test-time augmentation).
@@ -408,11 +409,11 @@ class _Run:
         for tensor in (*self.network.state_dict().values(), *(self.mean or {}).values()) if share[1] > 1 else ():
             torch.distributed.broadcast(tensor, 0)
 
-    def record(self, row: dict[str, float]) -> bool:
     def is_sound(self) -> bool:
         """Whether all weights are finite: the last step of an epoch may spoil them, and no loss would tell."""
         return bool(torch.stack([weight.isfinite().all() for weight in self.network.parameters()]).all())
 
+    def record(self, row: dict[str, float]) -> bool:
         """Keep an epoch's row, and its weights where it is the best so far (without validation the last one is)."""
         self.history.append(row)
         score = self.sign * row[self.monitor] if self.monitor in row else float(row["epoch"])
@@ -441,7 +442,9 @@ class _Run:
         kept["scale"] = self.scaler.state_dict() if self.scaler is not None else {}
         kept["plateau"] = {k: v for k, v in self.plateau.state_dict().items() if isinstance(v, int | float)}
         # Its own copies: networks may share tensors, and safetensors refuses those.
-        data = save({k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}, {"run": json.dumps(kept)})
+        copies = {k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}
+        text = json.dumps(kept)
+        data = save(copies, {"run": text, "sha256": _digest(text, copies)})
         with replaced(file) as partial:
             partial.write_bytes(data)
 
@@ -456,8 +459,11 @@ class _Run:
 
         try:
             with safe_open(file, "pt") as held:
-                kept = json.loads((held.metadata() or {})["run"])
+                told = held.metadata() or {}
                 tensors = {key: held.get_tensor(key) for key in held.keys()}  # noqa: SIM118 - not a dict
+            if told["sha256"] != _digest(told["run"], tensors):
+                raise ValueError("it has changed since it was written")
+            kept = json.loads(told["run"])
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise SkinbookError(f"The checkpoint {file} cannot be read ({error}). Delete it to begin again.") from error
         if kept["identity"] != self.identity:
@@ -477,6 +483,15 @@ class _Run:
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
         self.set_rate(self.rate)
         return len(self.history)
+
+
+def _digest(text: str, tensors: dict[str, torch.Tensor]) -> str:
+    """The SHA-256 of a checkpoint: a bit that turned over in a weight would otherwise be trained on."""
+    seal = hashlib.sha256(text.encode())
+    for key, value in sorted(tensors.items()):
+        seal.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+        seal.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return seal.hexdigest()
 
 
 def _copied(network: nn.Module) -> dict[str, torch.Tensor]:

@@ -29,9 +29,11 @@ from skinbook.config import SkinbookError
 from skinbook.data.images import SUFFIXES
 from skinbook.files import replaced
 from skinbook.progress import bar
+from skinbook.reading import strict_json
 
 BLOCK = 1 << 20
 LARGEST = 40_000_000_000  # bytes; the largest archive here, ISIC 2019's images, has 9.1 GB
+MOST_FILES = 200_000  # of an archive; the same one holds 25,331
 ATTEMPTS = 5  # per mirror, each going on where the last broke off
 TIMEOUT = 30.0  # seconds without a byte
 HASHES = "hashes.json"
@@ -175,8 +177,6 @@ def fetch(remote: Remote, folder: Path) -> Path:
     SkinbookError
         If the bytes are not those of the published or recorded hash (they are removed), or the disk is full.
     """
-    from filelock import FileLock
-
     target = folder / remote.name
     with _alone(target):
         if target.exists():
@@ -193,6 +193,8 @@ def fetch(remote: Remote, folder: Path) -> Path:
 @contextmanager
 def _alone(target: Path) -> Iterator[None]:
     """A block in which no other process makes the same file or folder; what this machine refuses is one sentence."""
+    from filelock import FileLock
+
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{target}.lock"):
@@ -294,10 +296,10 @@ def _go_on(url: str, part: Path, remote: Remote) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         etag = answer.headers.get("ETag", "")
         version = etag if etag and not etag.startswith("W/") else answer.headers.get("Last-Modified", "")
-        with open(part, "ab" if have else "wb") as file:
-            _write_state(part, {"url": url, "version": version})
         if not have:
             _remove(part)  # with its state, which must not be taken for that of the bytes to come
+        with open(part, "ab" if have else "wb") as file:
+            _write_state(part, {"url": url, "version": version})
             with bar(total or 0, remote.name, unit="byte") as shown:
                 shown.update(have)
                 while block := answer.read(BLOCK):
@@ -315,7 +317,7 @@ def _go_on(url: str, part: Path, remote: Remote) -> None:
 
 def _read_state(part: Path) -> dict:
     try:
-        state = json.loads(_state(part).read_text())
+        state = strict_json(_state(part).read_bytes())
         return state if part.exists() and isinstance(state, dict) else {}
     except (OSError, ValueError):
         return {}
@@ -336,7 +338,7 @@ def file_hash(path: Path, algorithm: str) -> str:
 def recorded(folder: Path) -> dict[str, str]:
     """The SHA-256 recorded at first download of each file in a folder whose hash nobody publishes."""
     try:
-        return {str(k): str(v) for k, v in json.loads((folder / HASHES).read_text()).items()}
+        return {str(k): str(v) for k, v in strict_json((folder / HASHES).read_bytes()).items()}
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, AttributeError):
@@ -383,9 +385,9 @@ def unpack(archive: Path, folder: Path) -> Path:
         with zipfile.ZipFile(archive) as opened:
             entries = [e for e in opened.infolist() if _wanted(e, archive)]
             total = sum(e.file_size for e in entries)
-            if total > LARGEST:
+            if total > LARGEST or len(entries) > MOST_FILES:
                 raise SkinbookError(
-                    f"{archive} claims {total / 1e9:.0f} GB unpacked. It is not the file expected; remove it."
+                    f"{archive} claims {len(entries):,} files of {total / 1e9:.0f} GB. It is not the file expected; remove it."
                 )
             if shutil.disk_usage(archive.parent).free < total:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -7,8 +7,11 @@ off, no image, or absurdly large is refused with a sentence that says what to do
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import io
+import re
 import threading
 import warnings
 import zipfile
@@ -16,15 +19,38 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms
+from PIL.TiffImagePlugin import TiffImageFile
 
 from skinbook.config import SkinbookError
+from skinbook.reading import contents, size
 
 # Decoders that a data set needs. The list is closed because Pillow knows formats that start other programs.
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
 # The largest dermatoscope cameras have about 50 million pixels; a small file that claims more is a decompression bomb.
 LARGEST = 80_000_000
+LARGEST_FILE = 600_000_000  # bytes; so many pixels, 16 bits a colour and not compressed, have 480 MB
+LARGEST_TILE = 1 << 24  # pixels; a TIFF's tiles may be larger than the picture, and each is held whole
+# From so many pixels on photographs are decoded one at a time: memory must not depend on the number of threads.
+ALONE = 24_000_000
+_alone = threading.Lock()
+# A scan takes ten bytes of a JPEG, and time for each of its pixels: of many in a large one, hours. Cameras write ten.
+SCANS, MANY_SCANS_MATTER = 200, 5e11  # the latter: bytes times pixels
+_MARK = re.compile(rb"\xff[\x01\xc0-\xcf\xd8-\xfe]")
+# What to do with a photograph for each mark of EXIF's orientation.
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+SAME = 2  # grey levels by which a profile may differ from sRGB and still count as that; one comes from rounding alone
+# Bytes of an archive of arrays, and of one of them: DermaMNIST's largest are 1.1 and 1.06 GB. (The header's: NumPy's.)
+LARGEST_ARCHIVE, LARGEST_ARRAY, LONGEST_HEADER = 4_000_000_000, 2_000_000_000, 10_000
 AGAIN = "Download or copy it again; `skinbook data verify` lists every such file"
 
 
@@ -46,16 +72,21 @@ def decode(path: Path, at_least: int | None = None) -> tuple[Image.Image, str | 
     SkinbookError
         If the file is missing, empty, cut off, not an image, or larger than `LARGEST` pixels; it names the file.
     """
+    length = -1
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        length = size(path, LARGEST_FILE)
+        # Of a file, not of its name, Pillow makes no memory map: through one it garbles grey TIFFs that are to be turned.
+        with open(path, "rb") as file, Image.open(file, formats=FORMATS) as image:
             width, height = image.size
             if width * height > LARGEST:
                 raise Image.DecompressionBombError
+            _must_end(image, path, length)
             if at_least and image.format == "JPEG":
                 scale = 2 * at_least / min(width, height)
                 image.draft(None, (int(np.ceil(width * scale)), int(np.ceil(height * scale))))
-            image.load()
-            return _upright_rgb(image)
+            with _alone if image.width * image.height > ALONE else contextlib.nullcontext():
+                image.load()
+                return _upright_rgb(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         fault = (
             f"{path} claims more than {LARGEST // 1_000_000} million pixels; no photograph here needs that. Remove it"
@@ -65,45 +96,77 @@ def decode(path: Path, at_least: int | None = None) -> tuple[Image.Image, str | 
     except PermissionError:
         fault = f"{path} may not be read by this user. Change its permissions"
     except Exception as error:  # a damaged file can raise nearly anything in a decoder
-        fault = f"{path} {_fault(path, error)}. {AGAIN}"
+        fault = f"{path} {_fault(error, length)}. {AGAIN}"
     raise SkinbookError(f"{fault}.")
 
 
-def _fault(path: Path, error: Exception) -> str:
-    if path.is_dir():
+def _fault(error: Exception, length: int) -> str:
+    if isinstance(error, IsADirectoryError):
         return "is a folder, not an image"
-    if path.stat().st_size == 0:
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"cannot be read ({error.strerror})"
+    if length == 0:
         return "is empty (0 bytes)"
     if isinstance(error, Image.UnidentifiedImageError):
         return f"is not an image in one of the formats {', '.join(FORMATS)}"
     return f"is cut off or damaged ({str(error).strip().rstrip('.') or type(error).__name__})"
 
 
+def _must_end(image: Image.Image, path: Path, length: int) -> None:
+    """Raise where a small file would take hours or gigabytes, or where its own checksums say that it is damaged."""
+    if image.format in ("JPEG", "MPO") and length * image.width * image.height > MANY_SCANS_MATTER:
+        scans = _scans(contents(path, LARGEST_FILE))
+        if scans > SCANS:
+            raise ValueError(f"{scans:,} scans, where a photograph has about ten")
+    if isinstance(image, TiffImageFile) and image.tag_v2.get(322, 0) * image.tag_v2.get(323, 0) > LARGEST_TILE:
+        raise Image.DecompressionBombError
+    if image.format == "PNG":
+        with Image.open(path, formats=["PNG"]) as again:
+            again.verify()  # Pillow passes over the checksums of the pixels when it reads them
+
+
+def _scans(data: bytes) -> int:
+    """How many scans a JPEG has before its end."""
+    place = scans = 0
+    while (mark := _MARK.search(data, place)) and (kind := mark[0][1]) != 0xD9:
+        place, scans = mark.end(), scans + (kind == 0xDA)
+        if kind not in (0x01, 0xD8):  # what these begin is no segment, and has no length
+            place += int.from_bytes(data[place : place + 2], "big")
+    return scans
+
+
 def _upright_rgb(image: Image.Image) -> tuple[Image.Image, str | None]:
     profile = image.info.get("icc_profile")
-    if _orientation(image) != 1:
-        image = ImageOps.exif_transpose(image)
+    turn = TURNS.get(_orientation(image))
+    if turn is not None:
+        image = image.transpose(turn)
     kind, mode = None, image.mode
     if mode == "F":
         raise ValueError("floating-point pixels, which have no agreed range")
     if mode.startswith("I"):
         kind = "16-bit greyscale"
-        grey = np.asarray(image).astype(np.int64)
-        image = Image.fromarray(np.clip((grey + 128) // 257, 0, 255).astype(np.uint8), "L")
+        grey = np.asarray(image)
+        if grey.min() < 0 or grey.max() > 65535:
+            raise ValueError("whole numbers beyond 16 bits, which have no agreed range")
+        grey = grey.astype(np.uint32)
+        grey += 128
+        grey //= 257
+        image = Image.fromarray(grey.astype(np.uint8))
     elif mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
         kind = "transparent"
         layer = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+        image = image.convert("L" if mode in ("1", "L", "LA", "La") else "RGB")
     elif mode != "RGB":
         kind = {"1": "black and white", "L": "greyscale", "P": "palette"}.get(mode, mode)
-    if profile and image.mode in ("RGB", "CMYK", "L"):
+    if profile:
         image = _to_srgb(image, profile)
     return image if image.mode == "RGB" else image.convert("RGB"), kind
 
 
 def _orientation(image: Image.Image) -> int:
     try:
-        return image.getexif().get(0x0112, 1)
+        return int(image.getexif().get(0x0112, 1))
     except Exception:  # a damaged mark is no reason to refuse the photograph
         return 1
 
@@ -111,12 +174,34 @@ def _orientation(image: Image.Image) -> int:
 def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
     """Apply the file's own colour profile; a broken or unfitting one is passed over, as viewers do."""
     try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if "sRGB" in (ImageCms.getProfileDescription(source) or ""):
+        mode, transform = _transform(profile)
+        if transform is None or (mode == "CMYK") != (image.mode == "CMYK") or (mode == "L" and image.mode != "L"):
             return image
-        return ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB") or image
+        return ImageCms.applyTransform(image.convert(mode), transform) or image
     except (ImageCms.PyCMSError, OSError, ValueError):
         return image
+
+
+@functools.lru_cache(maxsize=4)  # the photographs of one camera share theirs
+def _transform(profile: bytes) -> tuple[str, ImageCms.ImageCmsTransform | None]:
+    """The mode that a profile is for, and the way from there to sRGB; None where that leads nowhere else.
+
+    What a profile calls itself does not count: some that say sRGB mean another curve. ValueError for other modes.
+    """
+    source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    space = source.profile.xcolor_space.strip()
+    if space not in ("RGB", "GRAY", "CMYK"):
+        raise ValueError(f"a profile for {space}")
+    mode = "L" if space == "GRAY" else space
+    transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
+    if mode == "CMYK":
+        return mode, transform
+    steps = np.linspace(0, 255, 9).round().astype(np.uint8)
+    colours = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), axis=-1).reshape(27, 27, 3)
+    before = Image.fromarray(colours if mode == "RGB" else np.arange(256, dtype=np.uint8)[None])
+    after = np.asarray(ImageCms.applyTransform(before, transform)).astype(int)
+    leads_nowhere = np.abs(after - np.asarray(before.convert("RGB"))).max() <= SAME
+    return mode, None if leads_nowhere else transform
 
 
 def decode_mask(path: Path) -> np.ndarray:
@@ -227,21 +312,30 @@ def npz_headers(file: Path) -> dict[str, tuple[tuple[int, ...], np.dtype, int]]:
     Raises
     ------
     SkinbookError
-        If the file is not such an archive, or an array claims another length than its header needs.
+        If the file is not such an archive, an array claims another length than its header needs, more than
+        `LARGEST_ARRAY` bytes, or the name of another one.
     """
-    headers = {}
+    headers: dict[str, tuple[tuple[int, ...], np.dtype, int]] = {}
     try:
+        size(file, LARGEST_ARCHIVE)
         with zipfile.ZipFile(file) as archive:
             for entry in archive.infolist():
-                if not entry.filename.endswith(".npy"):
+                name = entry.filename.removesuffix(".npy")
+                if name == entry.filename:
                     continue
+                if name in headers or entry.file_size > LARGEST_ARRAY:
+                    raise ValueError(f"{entry.filename} stands there twice, or claims {entry.file_size / 1e9:.1f} GB")
                 with archive.open(entry) as stream:
+                    start = stream.read(12)
+                    if start[6:7] != b"\x01" and int.from_bytes(start[8:12], "little") > LONGEST_HEADER:
+                        raise ValueError(f"{entry.filename} has a header of {LONGEST_HEADER} bytes or more")
+                    stream.seek(0)
                     first = np.lib.format.read_magic(stream) == (1, 0)
                     header = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
                     shape, _, dtype = header(stream)
                     if entry.file_size != stream.tell() + int(np.prod(shape, dtype=object)) * dtype.itemsize:
                         raise ValueError(f"{entry.filename} is not as long as its header says")
-                headers[entry.filename.removesuffix(".npy")] = (shape, dtype, entry.CRC)
+                headers[name] = (shape, dtype, entry.CRC)
     except Exception as error:  # a damaged archive can raise nearly anything
         raise _npz_fault(file, error) from None
     return headers

@@ -24,7 +24,7 @@ def places(settings: Settings, root: Path | None = None) -> list[Path]:
     """
     named = [(Path(root), "The folder given")] if root is not None else [(f, "SKINBOOK_DATA") for f in settings.data]
     for folder, origin in named:
-        if not folder.is_dir():
+        if not os.path.isdir(folder):
             raise SkinbookError(f"{origin} is {folder}, which is not a folder. Correct the path, or make the folder.")
     folders = [folder for folder, _ in named]
     if root is None:
@@ -35,9 +35,11 @@ def places(settings: Settings, root: Path | None = None) -> list[Path]:
 def folders_below(top: Path, depth: int = DEPTH) -> Iterator[tuple[Path, list[str]]]:
     """Every folder from `top` downwards with its files' names, nearest first, names in alphabetical order.
 
-    Hidden folders are left out. SkinbookError if `top` may not be read, or holds more than `MOST_FOLDERS` folders.
+    Hidden folders are left out, and one that a link leads to again counts once. SkinbookError if `top` may not be read,
+    or holds more than `MOST_FOLDERS` folders.
     """
     level, seen = [top], 0
+    known: set[tuple[int, int]] = set()
     for _ in range(depth + 1):
         below: list[Path] = []
         for folder in level:
@@ -48,11 +50,15 @@ def folders_below(top: Path, depth: int = DEPTH) -> Iterator[tuple[Path, list[st
                 )
             files: list[str] = []
             try:
+                about = os.stat(folder)
+                if (place := (about.st_dev, about.st_ino)) in known:
+                    continue
+                known.add(place)
                 with os.scandir(folder) as entries:
                     for entry in sorted(entries, key=lambda e: e.name):
                         if entry.name.startswith("."):
                             continue
-                        if entry.is_dir():
+                        if _is_folder(entry):
                             below.append(folder / entry.name)
                         else:
                             files.append(entry.name)
@@ -64,6 +70,13 @@ def folders_below(top: Path, depth: int = DEPTH) -> Iterator[tuple[Path, list[st
                 continue
             yield folder, files
         level = below
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def find_file(top: Path, names: Sequence[str]) -> Path | None:

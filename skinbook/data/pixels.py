@@ -34,7 +34,7 @@ from skinbook.progress import bar
 
 CHUNK = 32  # rows; a kill can cost three chunks
 TASK = 2  # rows a thread takes at a time
-DECODING = 1  # raise it when the same file would give other pixels, so that old stores are not used again
+DECODING = 2  # raise it when the same file would give other pixels, so that old stores are not used again
 VERIFY_ALL = 512_000_000  # bytes; larger stores have 64 of their chunks checked when they are opened
 SAMPLE = 64  # chunks
 SPARE = 64_000_000  # bytes that must stay free on the disk
@@ -196,11 +196,11 @@ class _Plan:
         try:
             record = json.loads(self.record.read_text())
             pixels = np.load(self.path, mmap_mode="r", allow_pickle=False)
-            digests = record["digests"]
+            digests = list(record["digests"])
             sound = (record["fingerprint"], record["image_ids"]) == (self.fingerprint, self.image_ids)
             if not sound or (pixels.shape, pixels.dtype) != (self.shape, np.uint8):
                 return None
-        except (OSError, ValueError, EOFError, TypeError, KeyError):
+        except Exception:  # damaged files can raise nearly anything
             return None
         chunks = self.chunks()
         sample = list(range(len(chunks)))

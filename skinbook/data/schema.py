@@ -104,6 +104,8 @@ def tidy(table: pd.DataFrame, origin: str) -> pd.DataFrame:
         raise SkinbookError(
             f"{origin} lacks the column{'s' * (len(lacking) > 1)} {', '.join(lacking)}; it has {', '.join(map(str, table.columns))}."
         )
+    if doubled := [c for c in COLUMNS if (table.columns == c).sum() > 1]:
+        raise SkinbookError(f"{origin} has the column {doubled[0]} more than once. Remove one of them.")
     table = table.loc[:, list(COLUMNS)].reset_index(drop=True)
     try:
         return schema().validate(table, lazy=True)
@@ -119,8 +121,9 @@ def _first_fault(table: pd.DataFrame, faults: pd.DataFrame, origin: str) -> str:
     found = fault["failure_case"]
     found = found.item() if hasattr(found, "item") else found
     if check == "field_uniqueness":
-        doubled = table["image_id"][table["image_id"].duplicated()].iloc[0]
-        rows = (table.index[table["image_id"] == doubled] + 2).tolist()
+        names = table["image_id"].astype(str)
+        doubled = names[names.duplicated()].iloc[0]
+        rows = (table.index[names == doubled] + 2).tolist()
         return (
             f"{origin}: image_id {doubled!r} stands in rows {', '.join(map(str, rows))}; every image may appear once. "
             "Repeated rows are usually oversampled copies: remove them before splitting."
@@ -133,4 +136,4 @@ def _first_fault(table: pd.DataFrame, faults: pd.DataFrame, origin: str) -> str:
     }.get(column, "a text that is not empty")
     where = f"row {int(fault['index']) + 2}, " if pd.notna(fault["index"]) else ""
     more = f" ({count} such rows)" if count > 1 else ""
-    return f"{origin}, {where}column {column}: found {found!r}, expected {expected}{more}. Correct the table."
+    return f"{origin}, {where}column {column}: found {found!r:.200}, expected {expected}{more}. Correct the table."
