@@ -17,6 +17,7 @@ from __future__ import annotations
 import ast
 import compileall
 import contextlib
+import gc
 import hashlib
 import importlib
 import json
@@ -61,7 +62,7 @@ class Mutant(NamedTuple):
     function: tuple[str, ...]  # class and function, or neither for what runs when the module is loaded
     lines: range  # of the statement
     source: str
-    change: tuple[str, str]  # the line as it was, and as it is
+    change: tuple[str, ...]  # the line as it was, and as it is
 
 
 def mutants(source: str) -> list[Mutant]:
@@ -70,29 +71,40 @@ def mutants(source: str) -> list[Mutant]:
     from cosmic_ray.mutating import mutate_code
     from cosmic_ray.plugins import get_operator, operator_names
 
-    nodes, ignored, before = list(ast_nodes(get_ast(source))), annotations(source), parsed(source)
     found: list[Mutant] = []
-    seen, times = {ast.dump(before)}, Counter[str]()
-    for operator in sorted(operator_names()):
-        if get_operator(operator).arguments():
-            continue
-        made = get_operator(operator)()
-        places = [start for node in nodes for start, _ in made.mutation_positions(node)]
-        for occurrence, place in enumerate(places):
-            if any(start <= place < end for start, end in ignored):
-                continue
-            changed = mutate_code(source, made, occurrence)
-            try:
-                meaning = ast.dump(parsed(changed))
-            except SyntaxError:
-                continue
-            if meaning not in seen:
+    lines, times = source.splitlines(keepends=True), Counter[str]()
+    operators = {name: get_operator(name)() for name in sorted(operator_names()) if not get_operator(name).arguments()}
+    for statement in ast.parse(source).body:  # one after another: a small text is parsed soon
+        start, end = first_line(statement) - 1, statement.end_lineno or 0
+        text = "".join(lines[start:end])
+        nodes, ignored, before = list(ast_nodes(get_ast(text))), annotations(text), parsed(text)
+        seen = {ast.dump(before)}
+        for operator, made in operators.items():
+            places = [place for node in nodes for place, _ in made.mutation_positions(node)]
+            for occurrence, place in enumerate(places):
+                if any(a <= place < b for a, b in ignored):
+                    continue
+                changed = mutate_code(text, made, occurrence)
+                try:
+                    meaning = ast.dump(parsed(changed))
+                except SyntaxError:
+                    continue
+                if meaning in seen:
+                    continue
                 seen.add(meaning)
-                function, lines, code = owner(before, place[0])
+                function, own, code = owner(before, place[0])
                 name = hashlib.blake2b(f"{operator}\n{code}".encode(), digest_size=8).hexdigest()
                 times[name] += 1
-                was, now = (text.splitlines()[place[0] - 1].strip() for text in (source, changed))
-                found.append(Mutant(f"{name} {times[name]}", place[0], function, lines, changed, (was, now)))
+                found.append(
+                    Mutant(
+                        name=f"{name} {times[name]}",
+                        line=place[0] + start,
+                        function=function,
+                        lines=range(own.start + start, own.stop + start),
+                        source="".join(lines[:start]) + changed + "".join(lines[end:]),
+                        change=tuple(each.splitlines()[place[0] - 1].strip() for each in (text, changed)),
+                    )
+                )
     return found
 
 
@@ -121,22 +133,24 @@ def annotations(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
     return found
 
 
+def first_line(node: ast.stmt) -> int:
+    """Where a statement begins, with its decorators."""
+    return min([node.lineno, *(decorator.lineno for decorator in getattr(node, "decorator_list", ()))])
+
+
 def owner(tree: ast.Module, line: int) -> tuple[tuple[str, ...], range, str]:
     """What a line belongs to: class and function by name, the lines of the statement, and the code of the function.
 
     Outside functions, where it runs when the module is loaded, no names, and the code of the statement.
     """
 
-    def first(node: ast.stmt) -> int:
-        return min([node.lineno, *(decorator.lineno for decorator in getattr(node, "decorator_list", ()))])
-
     statements = [node for node in ast.walk(tree) if isinstance(node, ast.stmt)]  # outer ones first
-    around = [node for node in statements if first(node) <= line <= (node.end_lineno or 0)]
+    around = [node for node in statements if first_line(node) <= line <= (node.end_lineno or 0)]
     functions = [number for number, node in enumerate(around[:-1]) if isinstance(node, ast.FunctionDef)]
     depth = functions[0] if functions else len(around) - 1
     names = tuple(getattr(node, "name", "") for node in around[: depth + 1])
     inner = around[-1]
-    within = [first(node) for node in ast.walk(inner) if isinstance(node, ast.stmt) and node is not inner]
+    within = [first_line(node) for node in ast.walk(inner) if isinstance(node, ast.stmt) and node is not inner]
     head = range(inner.lineno, min([(inner.end_lineno or 0) + 1, *within]))  # all of a statement that holds no other
     lines = head if line in head else range(line, line + 1)
     return names if functions else (), lines, "\n".join([*names, ast.dump(around[depth])])
@@ -323,6 +337,8 @@ class Loop:
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         items = {item.nodeid: item for item in session.items}
         module = importlib.import_module(f"{self.module.parent.name}.{self.module.stem}")
+        gc.collect()
+        gc.freeze()  # a collection in a child would touch, and so copy, all that it shares with this process
         for mutant in self.todo:
             function, code = function_of(module, mutant.function), compile(mutant.source, str(self.module), "exec")
             for name in mutant.function:

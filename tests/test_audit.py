@@ -1,13 +1,24 @@
+from dataclasses import FrozenInstanceError
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from skinbook import keyed
-from skinbook.audit import NEAR, audit, bits_set, giveaways, near_duplicates, perceptual_hashes
+from skinbook.audit import (
+    NEAR,
+    audit,
+    bits_set,
+    giveaways,
+    identical_files,
+    near_duplicates,
+    near_pairs,
+    perceptual_hashes,
+)
 from skinbook.config import SkinbookError
 from skinbook.data.schema import Dataset
 from skinbook.diagnoses import CLASSES
-from skinbook.splits import lesion_split, random_split
+from skinbook.splits import Split, lesion_split, random_split
 
 
 class Arrays:
@@ -130,3 +141,176 @@ def test_bits_are_counted_alike_where_numpy_cannot_count_them(monkeypatch):
     assert bits_set(words).tolist() == expected
     monkeypatch.delattr(np, "bitwise_count", raising=False)
     assert bits_set(words).tolist() == expected
+
+
+# By hand
+
+
+def split_of(*rows):
+    """A table and its split, of photographs given as (part, lesion, dx)."""
+    table = pd.DataFrame(rows, columns=["part", "lesion_id", "dx"])
+    table["image_id"] = [f"I{k}" for k in range(len(table))]
+    return table, Split(table.set_index("image_id")["part"], "by hand")
+
+
+class Files(Arrays):
+    """Photographs that lie in files."""
+
+    def path(self, image_id):
+        return self.images[image_id]
+
+
+def test_one_photograph_of_a_known_lesion_is_enough_to_leak():
+    rows = [
+        ("train", "A", "nv"),
+        ("validation", "B", "mel"),
+        ("test", "C", "nv"),
+        ("test", "D", "nv"),
+        ("test", "E", "mel"),
+    ]
+    clean = audit(*split_of(*rows))
+    assert not clean.leaks
+    assert clean.verdict == "Clean: no lesion of the test set is anywhere else (the images were not looked at)."
+    assert len(clean.identical) == len(clean.near) == 0
+    with pytest.raises(FrozenInstanceError):
+        clean.looked_at_images = True
+    for known in "AB":
+        leaking = audit(*split_of(*rows[:4], ("test", known, "mel")))
+        assert leaking.leaks
+        assert leaking.verdict == (
+            "LEAKS: 1 of 3 test photographs (33%) show a lesion that is also in training or validation "
+            "(the images were not looked at)."
+        )
+        assert leaking.lesions.to_dict("index") == {
+            "nv": {"in test": 2, "shared": 0, "share": 0.0},
+            "mel": {"in test": 1, "shared": 1, "share": 1.0},
+            "all": {"in test": 3, "shared": 1, "share": pytest.approx(1 / 3)},
+        }
+        assert leaking.lesions.index.tolist() == ["nv", "mel", "all"]  # the most first, and all last
+    assert leaking.mix.columns.tolist() == ["train", "validation", "test"]
+    assert leaking.mix["test"].to_dict() == {"nv": pytest.approx(2 / 3), "mel": pytest.approx(1 / 3)}
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_a_pair_of_the_same_file_leaks_if_one_side_is_in_the_test(tmp_path, order):
+    parts = ["train", "test"]
+    rows = [(parts[k], "AB"[k], "nv") for k in order]
+    table, split = split_of(*rows, ("validation", "C", "nv"), ("test", "D", "nv"))
+    files = {name: tmp_path / f"{name}.jpg" for name in table["image_id"]}
+    for number, (name, file) in enumerate(files.items()):
+        file.write_bytes(b"the same" if number < 2 else name.encode())
+    found = audit(table, split, Dataset("lab", table, CLASSES["lab"], Files(files)))
+    assert found.identical.to_numpy().tolist() == [["I0", "I1", parts[order[0]], parts[order[1]], 0, False]]
+    assert found.leaks
+    assert found.verdict == "LEAKS: 1 byte-identical pairs have one side in it."
+    assert [tuple(pair) for pair in identical_files(table, Dataset("lab", table, (), Files(files)))] == [(0, 1, 0)]
+    files["I1"].write_bytes(b"another")
+    clean = audit(table, split, Dataset("lab", table, CLASSES["lab"], Files(files)))
+    assert clean.verdict == "Clean: no lesion and no file of the test set is anywhere else."
+    # Two copies that are both known are no leak.
+    files["I2"].write_bytes(files["I0" if order[0] == 0 else "I1"].read_bytes())
+    known = audit(table, split, Dataset("lab", table, CLASSES["lab"], Files(files)))
+    assert len(known.identical) == 1
+    assert not known.leaks
+
+
+def test_near_pairs_say_whether_they_show_one_lesion():
+    table, split = split_of(("test", "A", "nv"), ("train", "A", "nv"), ("train", "B", "nv"), ("train", "Z", "nv"))
+    pixels = blobs(4)
+    pixels[1] = pixels[0]
+    pixels[3] = pixels[0]
+    found = audit(table, split, pixels=pixels).near
+    assert found.to_numpy().tolist() == [
+        ["I0", "I1", "test", "train", 0, True],
+        ["I0", "I3", "test", "train", 0, False],
+    ]
+    table.loc[0, "lesion_id"] = "M"
+    assert audit(table, split, pixels=pixels).near["same lesion"].tolist() == [False, False]
+
+
+def test_the_photograph_that_a_split_leaves_out_is_named():
+    table, split = split_of(("test", "A", "nv"), ("train", "B", "nv"), ("train", "C", "nv"), ("train", "D", "nv"))
+    with pytest.raises(SkinbookError, match="says nothing of 2 photographs, such as I1"):
+        audit(table, Split(split.parts.drop(["I1", "I2"]), "by hand"))
+
+
+def test_a_hash_is_the_signs_of_the_lowest_frequencies():
+    """Against SciPy's cosine transform."""
+    from scipy.fft import dctn
+
+    pixels = blobs(5, size=64)
+    hashes = perceptual_hashes(pixels)
+    assert (hashes.shape, hashes.dtype) == ((5, 4), np.uint64)
+    grey = (pixels * [0.299, 0.587, 0.114]).sum(axis=-1)
+    small = grey.reshape(5, 32, 2, 32, 2).mean(axis=(2, 4))
+    waves = dctn(small, axes=(1, 2))[:, :16, :16].reshape(5, -1)
+    # Of 256 the constant one is set apart, above all; half of them lie above the median.
+    waves[:, 0] = np.inf
+    bits = np.unpackbits(hashes.view(np.uint8), axis=1)
+    assert (bits != (waves > np.median(waves, axis=1, keepdims=True))).sum(axis=1).max() <= 1
+    assert (bits.sum(axis=1) == 128).all()
+    for chunk in (1, 2, 4):
+        assert (perceptual_hashes(pixels, chunk) == hashes).all()
+
+
+def test_near_pairs_are_all_pairs_within_so_many_bits_wherever_they_lie():
+    hashes = np.stack([keyed.integers(("hash", word), 600, 2**62) for word in range(4)], axis=1).astype(np.uint64)
+    wanted = {}
+    for a, b, bits in (
+        (0, 599, 0),
+        (3, 4, 1),
+        (10, 254, 7),
+        (20, 256, 27),
+        (255, 300, 28),
+        (257, 511, 5),
+        (400, 590, 29),
+    ):
+        hashes[b] = hashes[a]
+        for bit in range(bits):
+            hashes[b, bit % 4] ^= np.uint64(1 << (bit * 2))
+        wanted[a, b] = bits
+    found = near_pairs(hashes)
+    assert found == sorted(found)
+    assert {(a, b): bits for a, b, bits in found} == {pair: bits for pair, bits in wanted.items() if bits <= NEAR}
+    assert {(a, b): bits for a, b, bits in near_pairs(hashes, 29)} == wanted
+    assert {(a, b): bits for a, b, bits in near_pairs(hashes, 0)} == {(0, 599): 0}
+    assert NEAR == 28
+
+
+def told_by(photographs, lesions, share, column="site", other="mel"):
+    """A thousand photographs, of which those of one site are all nv, as `share` of all are."""
+    rows = 1000
+    dx = np.where(np.arange(rows) < share * rows, "nv", other)
+    table = pd.DataFrame({"dx": dx, column: np.where(np.arange(rows) < photographs, "sole", "elsewhere")})
+    table["lesion_id"] = [f"L{k % lesions}" if k < photographs else f"M{k}" for k in range(rows)]
+    return table
+
+
+@pytest.mark.parametrize(
+    ("photographs", "lesions", "share", "found"),
+    [
+        (50, 50, 0.5, [("site", "sole", "nv", 50, -15)]),
+        (49, 49, 0.5, []),  # too few photographs
+        (60, 20, 0.5, [("site", "sole", "nv", 60, -6)]),
+        (60, 19, 0.5, []),  # so few lesions agree by chance
+        (70, 63, 0.8, [("site", "sole", "nv", 70, -6)]),
+        (70, 61, 0.8, []),
+        (600, 600, 0.5, [("site", "elsewhere", "mel", 400, -120)]),  # not all of the 600 are nv
+    ],
+)
+def test_a_value_gives_the_label_away_beyond_chance(photographs, lesions, share, found):
+    told = giveaways(told_by(photographs, lesions, share))
+    assert told.columns.tolist() == ["column", "value", "always", "photographs", "chance (log10)"]
+    assert [tuple(row) for row in told.to_numpy()] == found
+
+
+def test_a_value_is_told_once_and_whether_it_is_cancer_only_of_known_diagnoses():
+    # All of one site are nv or df: never cancer, and of no one diagnosis.
+    table = told_by(100, 100, 0.5)
+    table.loc[:49, "dx"] = "df"
+    assert giveaways(table)[["value", "always"]].to_numpy().tolist() == [["sole", "benign"]]
+    table.loc[999, "dx"] = "a diagnosis of their own"
+    assert len(giveaways(table)) == 0
+    # Every column is looked at, whatever the first of them gave away.
+    both = told_by(100, 100, 0.5)
+    assert giveaways(both.assign(dx_type=both["site"]))["column"].tolist() == ["dx_type", "site"]

@@ -3,6 +3,8 @@
 import json
 import math
 import re
+import statistics
+from importlib import metadata
 from pathlib import Path
 
 import nbformat
@@ -289,3 +291,305 @@ def test_a_value_that_stayed_by_chance_is_as_loose_as_its_interval():
     assert ledger.tolerances(stayed)["reports"]["photographs"]["tolerance"] == 0
     exact = [told(seed, 0.9, 0.80, 0.95) for seed in range(3)]
     assert ledger.tolerances(exact)["reports"]["AUC"]["tolerance"] == 0
+
+
+# At the ends
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "above", "verdict"),
+    [
+        (0.1, 0.2, 0.0, "holds"),
+        (0.0, 0.2, 0.0, "undecided"),
+        (-0.1, 0.2, 0.0, "undecided"),
+        (-0.1, 0.0, 0.0, "does not hold"),
+        (-0.2, -0.1, 0.0, "does not hold"),
+        (0.5, 0.7, 0.6, "undecided"),
+        (0.7, 0.8, 0.6, "holds"),
+        (0.4, 0.6, 0.6, "does not hold"),
+    ],
+)
+def test_a_claim_holds_where_the_whole_interval_lies_above(low, high, above, verdict):
+    assert ledger.verdict(low, high, above) == verdict
+    if above == 0:
+        assert ledger.verdict(low, high) == verdict
+
+
+def test_what_a_reader_sees():
+    value = {"value": 0.8351, "low": 0.8, "high": 0.9}
+    assert ledger.seen(ledger.REPORT, {"name": "AUC", **value}) == {"text/plain": "AUC  0.84  [0.80, 0.90]"}
+    assert ledger.seen(ledger.SAY, {"text": "So."}) == {"text/plain": "So.", "text/markdown": "So."}
+    claim = {"sentence": "it flatters", "verdict": "holds", **value}
+    assert ledger.seen(ledger.CLAIM, claim)["text/plain"] == "holds: it flatters  0.84  [0.80, 0.90]"
+    assert ledger.seen(ledger.CLAIM, claim | {"reason": "no interval"}) == {
+        "text/plain": "holds: it flatters  no interval",
+        "text/markdown": "**holds**: it flatters (no interval)",
+    }
+
+
+def test_what_is_gathered_is_all_but_the_name():
+    said = {"data": {ledger.REPORT: {"name": "AUC", "value": 1, "low": None, "high": None}}}
+    other = {"data": {ledger.REPORT: {"name": "F1", "value": 2}}}
+    claimed = {"data": {ledger.CLAIM: {"sentence": "it flatters", "verdict": "holds", "high": 1}}}
+    found = ledger.said([{"cell_type": "markdown"}, cell("", said, other), cell("", claimed)])
+    assert found == {
+        "reports": {"AUC": {"value": 1, "low": None, "high": None}, "F1": {"value": 2}},
+        "claims": {"it flatters": {"verdict": "holds", "high": 1}},
+    }
+    with pytest.raises(SkinbookError, match=r"^'AUC' is reported twice in this chapter"):
+        ledger.said([cell("", said), cell("", said)])
+
+
+def test_surroundings_are_versions_and_hardware(monkeypatch):
+    import platform
+
+    import torch
+
+    about = ledger.surroundings()
+    assert set(about["versions"]) == {"skinbook", "python", *ledger.LIBRARIES}
+    assert about["versions"]["torch"] == metadata.version("torch")
+    assert set(about["hardware"]) == {"cpu", "cores"}
+    monkeypatch.setattr(ledger, "LIBRARIES", ("no such library", "numpy"))
+    assert set(ledger.surroundings()["versions"]) == {"skinbook", "python", "numpy"}
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {process: 0, 3: 0, 5: 0}, raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    assert ledger.surroundings()["hardware"]["cores"] == 3
+    monkeypatch.delattr("os.sched_getaffinity")
+    assert ledger.surroundings()["hardware"]["cores"] == 64
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "A GPU")
+    for device, name in (("cuda", "A GPU"), ("mps", "Apple GPU"), ("cpu", None)):
+        assert ledger.surroundings("".join(device))["hardware"].get("accelerator") == name
+    text = "processor\t: 0\nmodel name\t: A CPU: the fast one \nmodel name\t: Another\n"
+    monkeypatch.setattr(Path, "read_text", lambda self, encoding: text)
+    assert ledger.surroundings()["hardware"]["cpu"] == "A CPU: the fast one"
+    monkeypatch.setattr(platform, "processor", lambda: "arm")
+    monkeypatch.setattr(Path, "read_text", lambda self, encoding: "processor: 0\n")
+    assert ledger.surroundings()["hardware"]["cpu"] == "arm"
+
+    def absent(self, encoding):
+        raise FileNotFoundError(self)
+
+    monkeypatch.setattr(platform, "processor", lambda: "")
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(Path, "read_text", absent)
+    assert ledger.surroundings()["hardware"]["cpu"] == "x86_64"
+
+
+def test_hashes_tell_calls_constants_recipes_and_names_of_files(tmp_path):
+    def of(source, recipe=None):
+        return ledger.code_hash([cell(source)], recipe)
+
+    sources = ["f()", "g()", "1", "2", "x = None", "x = 'None'", "f(1, 2)", "f(2, 1)", "'f'()", "x = 'says'", "x.says"]
+    assert len({of(source) for source in sources}) == len(sources)
+    assert of("'says'\nx = 1") == of("'says more'\nx = 1") == of("x = 1")
+    assert of("x = 1", {"a": 1, "b": 2}) == of("x = 1", {"b": 2, "a": 1}) != of("x = 1", {"a": 1, "b": 3})
+    assert of("x = 1", {}) == of("x = 1")
+    assert re.fullmatch("[0-9a-f]{12}", of("x = 1"))
+    assert ledger.digest("a", "b") != ledger.digest("ab")
+    assert re.fullmatch("[0-9a-f]{12}", ledger.package_hash())
+    hashes = [ledger.package_hash()]
+    for name in ("a.py", "b.py"):
+        (tmp_path / name).write_text("x = 1\n")
+        hashes.append(ledger.package_hash(tmp_path))
+        (tmp_path / name).unlink()
+    assert len(set(hashes)) == 3
+
+
+def test_a_file_says_what_it_is_and_is_written_for_people(folder):
+    for kind, about in (
+        ("tolerances", "Written by `skinbook spread`"),
+        ("results", "Written by `skinbook run --record`"),
+    ):
+        text = ledger.write(kind, "ham10000", "quick", "03_x", {"reports": {"√2": 1.5}}).read_text(encoding="utf-8")
+        whole = json.loads(text)
+        assert whole["about"].startswith(about)
+        assert (whole["edition"], whole["scale"]) == ("ham10000", "quick")
+        assert text.endswith('\n "chapters": {\n  "03_x": {\n   "reports": {\n    "√2": 1.5\n   }\n  }\n }\n}\n')
+    ledger.write("results", "ham10000", "quick", "01_a", {})
+    ledger.write("results", "ham10000", "quick", "02_b", {})
+    assert ledger.held("results", "ham10000", "quick") == ["01_a", "02_b", "03_x"]
+
+
+def test_the_seed_that_differs_is_named_wherever_it_comes():
+    def entry(**others):
+        same = {seed: told(seed, 0.8, 0.7, 0.9) for seed in (7, 3, 5)}
+        return ledger.entry(same | {int(seed[1:]): other for seed, other in others.items()}, "2026-01-31")
+
+    assert list(entry()["provenance"]["minutes"]) == ["3", "5", "7"]
+    measured = {"value": 0.8, "low": 0.7, "high": 0.9}
+    more = {"AUC": measured, "photographs": measured, "recall": measured, "F1": measured}
+    for seed in (5, 7):
+        at = f"Seeds 3 and {seed} "
+        with pytest.raises(SkinbookError, match=at + "differ in their reports: 'F1' is in one of them only"):
+            entry(**{f"_{seed}": told(seed, 1, 1, 1, reports=more)})
+        with pytest.raises(SkinbookError, match=at + "differ in their reports: 'AUC' is in one of them only"):
+            entry(**{f"_{seed}": told(seed, 1, 1, 1, reports={})})
+        with pytest.raises(SkinbookError, match=at + "differ in their claims: 'it flatters' is in one of them only"):
+            entry(**{f"_{seed}": told(seed, 1, 1, 1, claims={})})
+        for code in ("a", "z"):
+            with pytest.raises(SkinbookError, match=at + "ran different code"):
+                entry(**{f"_{seed}": told(seed, 1, 1, 1, code=code)})
+        for split in ("0000", "zzzz"):
+            facts = SURROUNDINGS | {"notes": {"weights": "none", "split": split}}
+            with pytest.raises(SkinbookError, match=at + re.escape(f"differ in split ('5917' and '{split}')")):
+                entry(**{f"_{seed}": told(seed, 1, 1, 1, facts=facts)})
+        other = told(seed, 0.8, 0.7, 0.9)
+        for above in (-0.5, 0.5):
+            other["claims"]["it flatters"]["above"] = above
+            with pytest.raises(SkinbookError, match=at + f"hold the claim 'it flatters' against 0.0 and {above}"):
+                entry(**{f"_{seed}": other})
+    for note in ("machine", "seed", "threads", "version"):
+        facts = [SURROUNDINGS | {"notes": {"weights": "none", "split": "5917", note: k}} for k in (1, 2, 1)]
+        found = entry(**{f"_{seed}": told(seed, 1, 1, 1, facts=f) for seed, f in zip((3, 5, 7), facts, strict=True)})
+        assert found["provenance"][note] == [1, 2]
+    found = entry(_5=told(5, 1, 1, 1, package="other"))["provenance"]
+    assert (found["package"], found["minutes"]["5"], found["hardware"]) == (
+        ["9ac4", "other"],
+        1.3,
+        SURROUNDINGS["hardware"],
+    )
+
+
+def test_means_over_seeds_keep_what_is_the_same_and_what_is_unknown():
+    def mean(*values, part="value"):
+        runs_ = {
+            k: told(k, *(v if part == each else 0.5 for each in ("value", "low", "high"))) for k, v in enumerate(values)
+        }
+        return ledger.entry(runs_, "2026-01-31")["reports"]["AUC"][part]
+
+    assert repr(mean(10015, 10015, 10015)) == "10015"
+    assert repr(mean(7)) == "7"
+    assert mean(1, 2, 6) == 3
+    assert mean(0.1, 0.2) == pytest.approx(0.15)
+    assert mean(None, 0.2, part="low") is None
+    assert mean(0.2, None, 0.2) is None
+    assert mean(None, part="high") is None
+
+
+@pytest.mark.parametrize(
+    ("seeds", "verdict"),
+    [
+        ([("holds", 0.1, 0.2), ("does not hold", 0.3, 0.4)], "undecided"),
+        ([("holds", 0.1, 0.2), ("undecided", 0.3, 0.4)], "holds"),
+        ([("holds", 0.1, 0.2)], "holds"),
+        ([("does not hold", -0.2, -0.1)], "does not hold"),
+        ([("holds", None, 0.2)], "undecided"),
+        ([("holds", 0.1, None)], "undecided"),
+        ([("undecided", -0.1, 0.1), ("holds", 0.2, 0.4)], "holds"),
+    ],
+)
+def test_a_claim_is_decided_by_the_averaged_interval_of_seeds_that_agree(seeds, verdict):
+    runs_ = {}
+    for seed, (of_seed, low, high) in enumerate(seeds):
+        runs_[seed] = told(seed, 0.8, 0.7, 0.9)
+        # Without "above": above zero.
+        runs_[seed]["claims"] = {"it flatters": {"verdict": of_seed, "value": 0.1, "low": low, "high": high}}
+    found = ledger.entry(runs_, "2026-01-31")["claims"]["it flatters"]
+    assert (found["verdict"], found["above"]) == (verdict, 0.0)
+
+
+def test_tolerances_of_too_few_values_or_of_ends_that_move():
+    assert ledger.EXACT == 1e-9
+    two = [told(0, 0.7, 0, 1), told(1, 0.8, 0, 1), told(2, None, None, None)]
+    about = ledger.tolerances(two)["reports"]["AUC"]
+    assert about == {"tolerance": 0, "sd": 0, "threads": 0, "n": 2, "values": [0.7, 0.8, None]}
+    values = (0.70, 0.72, 0.75)
+    wide = [told(seed, value, seed / 4, 1) for seed, value in enumerate(values)]
+    tight = [told(seed, value, 0, 1) for seed, value in enumerate(values)]
+    assert ledger.tolerances(wide)["reports"]["AUC"] == ledger.tolerances(tight)["reports"]["AUC"]
+    # Where the value stayed, the end that moved more counts, whichever it is.
+    low = [told(seed, 0.9, value, 0.95 + seed / 1000) for seed, value in enumerate(values)]
+    high = [told(seed, 0.9, 0.1 + seed / 1000, value) for seed, value in enumerate(values)]
+    expected = ledger.tolerances(tight)["reports"]["AUC"]
+    for moved in (low, high):
+        found = ledger.tolerances(moved)["reports"]["AUC"]
+        assert {key: found[key] for key in ("tolerance", "sd", "threads")} == {
+            key: expected[key] for key in ("tolerance", "sd", "threads")
+        }
+        assert found["values"] == [0.9] * 3
+    assert expected["sd"] == float(f"{statistics.stdev(values):.3g}")
+    whole = ledger.tolerances(tight)
+    assert (whole["code"], whole["runs"]) == ("c0de", [{"seed": 0}, {"seed": 1}, {"seed": 2}])
+    steady = ledger.tolerances([told(s, 1, 0, 1, claims={"it flatters": {"verdict": "holds"}}) for s in range(3)])
+    assert steady["claims"] == {"it flatters": {"varies": False, "verdicts": ["holds"] * 3}}
+
+
+def test_a_tolerance_has_three_digits_and_is_never_too_small():
+    for size, rounded in ((0.1234, 0.124), (0.1236, 0.124), (12.34, 12.4), (0.25, 0.25), (0.0, 0.0)):
+        assert ledger._rounded_up(size) == rounded
+
+
+def test_verdicts_are_those_of_one_seed_as_far_as_there_are_any(folder):
+    about = {
+        "runs": [{"seed": 0}, {"seed": 1}, {"seed": 0}, {"seed": -1}, {"seed": 0}],
+        "claims": {"it flatters": {"verdicts": ["holds", "undecided", None, "does not hold"]}},
+    }
+    ledger.write("tolerances", "lab", "quick", "03_x", about)
+    assert ledger.verdicts("lab", "quick", "03_x", "it flatters") == {"holds"}
+    assert ledger.verdicts("lab", "quick", "03_x", "it flatters", 1) == {"undecided"}
+    assert ledger.verdicts("lab", "quick", "03_x", "it flatters", -1) == {"does not hold"}
+
+
+def test_a_page_lays_out_names_values_and_seeds(folder):
+    entry = ledger.entry({0: told(0, 0.8, 0.7, 0.9), 1: told(1, 0.8, 0.7, 0.9)}, "2026-01-31")
+    entry["reports"]["a < b"] = entry["reports"]["AUC"]
+    ledger.write("results", "ham10000", "quick", "03_x", entry)
+    text, html = ledger.page("03_x", "ham10000", "quick", ["nothing"])
+    assert text.splitlines()[:8] == [
+        "name         value [95 % interval]      seeds",
+        "it flatters  holds: 0.80  [0.70, 0.90]  2",
+        "",
+        "The other 3 results",
+        "",
+        "name         value [95 % interval]  seeds",
+        "AUC          0.80  [0.70, 0.90]     2",
+        "photographs  10,015                 2",
+    ]
+    assert html.count("<thead><tr><th>name</th><th>value [95 % interval]</th><th>seeds</th></tr></thead>") == 2
+    assert "<tr><td>a &lt; b</td><td>0.80  [0.70, 0.90]</td><td>2</td></tr>" in html
+    assert "<summary>The other 3 results</summary>" in html
+    # Without claims, all reports stand open.
+    ledger.write("results", "ham10000", "quick", "03_x", entry | {"claims": {}})
+    assert "<details>" not in ledger.page("03_x", "ham10000", "quick")[1]
+    named = ledger.page("03_x", "ham10000", "quick", ["photographs"])[1]
+    assert named.index("photographs") < named.index("<details>") < named.index("AUC")
+
+
+@pytest.mark.parametrize(
+    ("verdict", "low", "high", "says"),
+    [
+        ("undecided", -0.2, -0.1, "undecided (seeds disagree)"),
+        ("undecided", 0.1, 0.2, "undecided (seeds disagree)"),
+        ("undecided", -0.1, 0.2, "undecided"),
+        ("does not hold", -0.2, -0.1, "does not hold"),
+        ("does not hold", 0.1, 0.2, "does not hold"),
+        ("holds", 0.1, 0.2, "holds"),
+    ],
+)
+def test_seeds_disagree_where_the_mean_of_their_intervals_would_decide(verdict, low, high, says):
+    found = {"verdict": "".join(verdict), "low": low, "high": high, "above": 0.0}
+    assert ledger.verdict_over_seeds(found) == says
+
+
+def test_the_line_on_provenance_names_what_there_is():
+    about = {
+        "date": "2026-01-31",
+        "hardware": {"cores": 1},
+        "versions": {"numpy": "2"},
+        "minutes": {"0": 1.0, "1": 4.0},
+    }
+    line = ledger.provenance_line(about | {"versions": {"timm": "1.0"}}, "lab", "full")
+    assert line == "lab, full scale, 2026-01-31; 1 CPU core; 2.5 minutes a seed; timm 1.0."
+    more = {"hardware": {"cores": 3, "accelerator": "A GPU"}, "weights": ["a", "b"], "split": "5917"}
+    line = ledger.provenance_line(about | {"versions": {"timm": "1.0"}} | more, "lab", "full")
+    assert line == ("lab, full scale, 2026-01-31; A GPU; 2.5 minutes a seed; timm 1.0; weights: a, b; split 5917.")
+    assert "; 3 CPU cores; " in ledger.provenance_line(about | {"hardware": {"cores": 3}}, "lab", "full")
+
+
+def test_every_page_that_is_not_the_ledgers_is_named(folder):
+    asked = {"edition": "ham10000", "scale": "quick", "names": None}
+    stored = [{"data": {ledger.LEDGER: asked | {"chapter": f"0{k}_x", "digest": d}}} for k, d in enumerate("0z")]
+    assert [fault.partition(" on ")[0] for fault in ledger.out_of_date(stored)] == [
+        "The stored results of 00_x",
+        "The stored results of 01_x",
+    ]
