@@ -17,8 +17,12 @@ from skinbook.memory import keep_freed_memory
 
 bundle_app = typer.Typer(help="A bundle: what it says of itself, and the same model as ONNX.", no_args_is_help=True)
 
-FOLDER = "The folder of a bundle or of its ONNX export; lab for the book's own small model."
+FOLDER = (
+    "The folder of a bundle or of its ONNX export; or one of the book's own small models: ham10000, which has learned from "
+    "HAM10000, or lab, from drawn lesions."
+)
 BundleFolder = Annotated[Path, typer.Option("--bundle", "-b", help=FOLDER)]
+OURS = Path("ham10000")  # `predict_files.REAL`, without importing it
 Json = Annotated[bool, typer.Option("--json", help="The same as --format json.")]
 
 
@@ -112,7 +116,7 @@ def evaluate(
 
 def predict(
     photographs: Annotated[list[str], typer.Argument(help="Files; folders of them; - for a list on standard input.")],
-    bundle: BundleFolder,
+    bundle: BundleFolder = OURS,
     style: Annotated[str, typer.Option("--format", help="text, json or csv.")] = "text",
     as_json: Json = False,
     anyway: Annotated[bool, typer.Option("--anyway", help="Probabilities for what would be refused, too.")] = False,
@@ -149,7 +153,7 @@ def predict(
 
 
 def app(
-    bundle: Annotated[Path, typer.Option("--bundle", "-b", help=FOLDER)] = Path("lab"),
+    bundle: Annotated[Path, typer.Option("--bundle", "-b", help=FOLDER)] = OURS,
     host: Annotated[str, typer.Option(help="127.0.0.1: the page is for this machine only.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 for a free one.")] = 8765,
 ) -> None:

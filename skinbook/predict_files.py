@@ -30,14 +30,16 @@ from skinbook.reading import one_line
 BATCH = 64
 AHEAD = 4 * BATCH  # photographs that may be decoded before they are asked for: 13 MB at 128 pixels
 BATCH_PIXELS = BATCH * 256 * 256  # of larger photographs there are fewer in a batch, and ahead
-LAB = "lab"
+LAB, REAL = "lab", "ham10000"
+OURS = {LAB: "lab_bundle", REAL: "ham10000_bundle"}  # the models that come with the book
 STYLES = ("text", "json", "csv")
 
 
 def open_model(folder: Path | str) -> Model:
     """The bundle in a folder, or the ONNX model exported from one.
 
-    The word "lab" stands for a small model that comes with the book; it has learned from generated lesions only.
+    Two words stand for small models that come with the book: "ham10000" for one that has learned from HAM10000, "lab" for
+    one that has learned from generated lesions only.
 
     Raises
     ------
@@ -45,8 +47,8 @@ def open_model(folder: Path | str) -> Model:
         If the folder holds neither, or one that is damaged.
     """
     folder = Path(folder)
-    if str(folder) == LAB and not os.path.isdir(folder):
-        folder = book_data("lab_bundle")
+    if str(folder) in OURS and not os.path.isdir(folder):
+        folder = book_data(OURS[str(folder)])
     if os.path.isfile(folder / "onnx.json") and not os.path.isfile(folder / "bundle.json"):
         from skinbook.onnx_model import OnnxModel
 

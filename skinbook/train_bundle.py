@@ -34,7 +34,13 @@ CHANGES = Augment(
     flip=True, rotate=180, zoom=(0.9, 1.2), shift=0.05, brightness=0.1, contrast=0.1, saturation=0.1, hue=0.01
 )
 # How a bundle speaks of what it was trained on, and of the licence that its weights inherit.
-ON = {"lab": "the lab's generated lesions", "given": "lesions that were given"}
+ON = {
+    "lab": "the lab's generated lesions",
+    "given": "lesions that were given",
+    "ham10000": "HAM10000",
+    "bcn20000": "BCN20000",
+    "dermamnist": "DermaMNIST",
+}
 LICENCES = dict.fromkeys(
     ("ham10000", "bcn20000", "dermamnist"), " The licence of the photographs, CC BY-NC 4.0, holds for it."
 )

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from skinbook import predict_files as given
-from skinbook.config import SkinbookError
+from skinbook.config import SkinbookError, book_data
 from skinbook.data import lab
 from skinbook.data.pixels import reduce
 from skinbook.data.schema import Dataset, tidy
@@ -92,8 +92,10 @@ def test_a_photograph_is_turned_upright_first(model, folder, tmp_path):
     assert np.abs(unmarked.probabilities - one.probabilities).max() > 1e-4
 
 
-def test_ordinary_photographs_are_refused(model):
+@pytest.mark.parametrize("name", ["lab", "ham10000"])
+def test_ordinary_photographs_are_refused(name):
     """The limit was chosen on validation lesions alone; nothing below has had a part in it."""
+    model = given.open_model(name)
     refused, shown = Counter(), Counter()
     drawn = list(models.ordinary())
     photographs = np.stack([np.asarray(reduce(image, (model.image, model.image))) for _, image in drawn])
@@ -111,6 +113,19 @@ def test_the_books_own_model_belongs_to_the_lab_as_it_is(model):
     """Where this fails the lab was changed: skinbook train --edition lab --to data/lab_bundle"""
     assert model.split == lesion_split(lab.recipe()).fingerprint
     assert len(model.seen.lesions) == 756
+
+
+def test_the_model_that_answers_by_default_is_of_real_lesions_and_says_so(folder, monkeypatch, capsys):
+    real = given.open_model("ham10000")
+    assert "HAM10000 (weights before: lab backbone" in real.about  # and of no weights of others
+    assert "CC BY-NC 4.0" in real.about
+    assert {"balanced accuracy", "malignant ROC AUC", "calibration error", "sensitivity"} <= set(real.metrics)
+    assert real.threshold is not None
+    assert sum(file.stat().st_size for file in book_data("ham10000_bundle").iterdir()) <= 16 * 2**20
+    models.call(monkeypatch, "predict", folder / "lesions", "--json")
+    assert json.loads(capsys.readouterr().out)["model"] == real.about
+    assert models.call(monkeypatch, "bundle", "show", "ham10000") == 0
+    assert json.loads(capsys.readouterr().out)["split"] == real.split
 
 
 def test_hardly_any_new_lesion_is_refused(model, tmp_path):
