@@ -37,13 +37,14 @@ CHANGES = Augment(flip=True, rotate=45, brightness=0.2, contrast=0.2, saturation
 class Outliner:
     """A U-Net and its training. image : side in pixels, a multiple of 32. decoder : channels of its five steps."""
 
-    network: str = "mobilenet_v2"
-    weights: str = "pretrained"
-    image: int = 96
+    network: str = "test_resnet"
+    weights: str = "lab"
+    image: int = 128
     decoder: tuple[int, ...] = (64, 48, 32, 24, 16)
-    epochs: int = 6
-    learning_rate: float = 1e-3
+    epochs: int = 8
+    learning_rate: float = 2e-3
     batch_size: int = 16
+    precision: str = "bf16"
 
 
 def train(
@@ -80,7 +81,8 @@ def train(
         losses = []
         for batch in learn.epoch(epoch):
             wanted: Any = batch.masks
-            logits = network(batch.inputs)
+            with torch.autocast(device, torch.bfloat16, enabled=recipe.precision == "bf16"):
+                logits = network(batch.inputs).float()
             loss = binary_cross_entropy_with_logits(logits, wanted) + dice_loss(logits, wanted)
             optimizer.zero_grad()
             loss.backward()
