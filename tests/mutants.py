@@ -3,10 +3,10 @@
 cosmic-ray makes the mutants: one operator, number, condition, decorator or exception of a module changed at a time. They
 are tried in a copy of the checkout (`_build/mutants/tree`), each in a child of one process that has imported all that the
 tests need: the child gives the changed code to the function and runs those tests alone that run the changed line, the
-quickest first, up to the first that fails. (What runs when a module is loaded is changed before it is.) What came out is
-kept in `_build/mutants`, so that a run which was interrupted goes on where it stopped, and counted in
-`data/mutants.json`. A mutant that is dead stays dead while the function it was made of stays as it is; one that survived
-is tried again when the tests change. To begin anew, remove `_build/mutants`.
+quickest first, up to the first that fails. (What runs when a module is loaded is changed before it is. Tests that are
+marked as slow are left out.) What came out is kept in `_build/mutants`, so that a run which was interrupted goes on where
+it stopped, and counted in `data/mutants.json`. A mutant that is dead stays dead while the function it was made of stays
+as it is; one that survived is tried again when the tests change. To begin anew, remove `_build/mutants`.
 
 Not mutated: texts, docstrings and names (no operator of cosmic-ray does, or it asks for names), annotations, which
 nothing evaluates, what is no Python once it is changed, and what `EQUIVALENT` lists with its reason.
@@ -47,7 +47,8 @@ TESTS = {
     "nbval_plugin": ("test_nbval_plugin",),
 }
 LEAST = 0.85  # share of the mutants that must die
-SLOWER, SPARE = 5.0, 5.0  # a mutant may compute so many times as long as its tests did, and so many seconds more
+SLOWER, SPARE = 5.0, 1.0  # a test of a mutant may compute so many times as long as before, and so many seconds more
+START = 5.0  # seconds that all its tests may compute besides
 WAIT = 10.0  # and take so many times as long as that by the clock, on a machine that has other work
 MEMORY = 8 * 2**30  # bytes that a mutant may ask for beyond what the libraries take
 # Mutants whose behaviour is that of the module: {module: {(line, mutated line): reason}}.
@@ -196,7 +197,18 @@ def tests(names: Sequence[str], tree: Path, *plugins: Any) -> int:
     """Run tests in this process up to the first that fails; pytest's exit code."""
     os.chdir(tree)
     # Without rewriting of assertions: it takes longer than most tests do.
-    options = ["-x", "-q", "-s", "--assert=plain", "-p", "no:cacheprovider", "--basetemp", str(tree.parent / "tmp")]
+    options = [
+        "-x",
+        "-q",
+        "-s",
+        "-m",
+        "not slow",
+        "--assert=plain",
+        "-p",
+        "no:cacheprovider",
+        "--basetemp",
+        str(tree.parent / "tmp"),
+    ]
     code = int(pytest.main([*options, *names], plugins=list(plugins)))
     sys.stdout.flush()
     sys.stderr.flush()
@@ -347,6 +359,9 @@ class Loop:
             def run(order: Sequence[str], function: Any = function, code: Any = code) -> int:
                 function.__code__ = code
                 for name in order:
+                    most = resource.getrlimit(resource.RLIMIT_CPU)[1]
+                    now = math.ceil(time.process_time() + SLOWER * self.seen["seconds"][name] + SPARE)
+                    resource.setrlimit(resource.RLIMIT_CPU, (min(now, most), most))
                     items[name].config.hook.pytest_runtest_protocol(item=items[name], nextitem=None)
                     if session.testsfailed:
                         return 1
@@ -382,7 +397,7 @@ def outcome(
 
     module.write_text(mutant.source, encoding="utf-8")
     try:
-        code = in_child(silently, SLOWER * sum(seconds[test] for test in order) + SPARE)
+        code = in_child(silently, sum(SLOWER * seconds[test] + SPARE for test in order) + START)
     finally:
         module.write_text(source, encoding="utf-8")
     return "timed out" if code is None else "killed" if code else "survived"

@@ -153,6 +153,7 @@ def wrong(folder):
     write(folder, "05_twin", cell("print(1)  # skinbook", prints("1\n")), twin="print(2)  # skinbook")
 
 
+@pytest.mark.slow
 def test_each_fault_turns_the_whole_run_red(inner):
     inner.makeconftest(CONFTEST)
     folder = inner.path / "chapters"
@@ -187,6 +188,7 @@ def test_each_fault_turns_the_whole_run_red(inner):
         assert sentence in printed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["chapters"], ["chapters/02_number.ipynb", "chapters/17_within.ipynb"]])
 def test_a_folder_and_one_notebook_by_name_are_checked_alike(inner, arguments):
     inner.makeconftest(CONFTEST)
@@ -200,6 +202,7 @@ def test_a_folder_and_one_notebook_by_name_are_checked_alike(inner, arguments):
     assert red == {"02_number": ["Cell 0"]}
 
 
+@pytest.mark.slow
 def test_another_edition_counts_only_what_the_ledger_holds(inner, monkeypatch):
     inner.makeconftest(CONFTEST)
     monkeypatch.setenv("SKINBOOK_EDITION", "ham10000")
@@ -390,6 +393,7 @@ def with_exercise(folder, name, solution, wrong):
     write(folder, name, stub, cell(check, prints("Exercise 1: not yet\n"), tags=["exercise"], count=2), answer)
 
 
+@pytest.mark.slow
 def test_a_solution_must_be_right_and_a_wrong_answer_must_not(inner):
     good, bad = "def double(x):\n    return 2 * x", "def double(x):\n    return x"
     with_exercise(inner.path, "01_right", good, bad)
