@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -17,15 +18,30 @@ from skinbook.data.schema import COLUMNS
 from skinbook.diagnoses import CLASSES, malignant
 
 
+def make_few(patch):
+    """A lab of sixteen lesions: one chunk or two, drawn in this process."""
+    patch.setattr(lab, "LESIONS", dict.fromkeys(CLASSES["lab"], 2))
+    patch.setattr(lab.os, "cpu_count", lambda: 1)
+
+
 @pytest.fixture
 def few(monkeypatch):
-    """A lab of sixteen lesions: one chunk or two, drawn in this process."""
-    monkeypatch.setattr(lab, "LESIONS", dict.fromkeys(CLASSES["lab"], 2))
-    monkeypatch.setattr(lab.os, "cpu_count", lambda: 1)
+    make_few(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """The cache of a small lab, drawn once."""
+    folder = tmp_path_factory.mktemp("lab")
+    with pytest.MonkeyPatch.context() as patch:
+        make_few(patch)
+        lab.load(folder, progress=False)
+    return folder
 
 
 @pytest.fixture
-def small_lab(few, tmp_path):
+def small_lab(few, drawn, tmp_path):
+    shutil.copytree(drawn, tmp_path, dirs_exist_ok=True)
     return lab.load(tmp_path, progress=False)
 
 
