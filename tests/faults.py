@@ -103,12 +103,18 @@ def run(
 
 
 class Task:
-    """Work in a place. `done` counts its parts over all processes, so that what is done twice is seen."""
+    """Work in a place. It tells of each part that is done, so that what is done twice is seen, over all processes."""
 
     parts = 1
 
     def __init__(self) -> None:
         self.done = FORK.Value("i", 0, lock=False)
+        self.last = 0
+
+    def part_is_done(self, *_: Any) -> None:
+        self.done.value += 1
+        if self.done.value == self.last:
+            os.kill(os.getpid(), signal.SIGKILL)
 
     def begin(self, place: Path) -> None:
         """Make what is there before."""
@@ -138,17 +144,25 @@ class Task:
         return end.operations, max(file.stat().st_size for file in place.rglob("*") if file.is_file())
 
     def kills(self, folder: Path) -> Iterator[Path]:
-        """Places in which it was killed: in turn before a file operation, and in the middle of the largest file."""
+        """Places in which it was killed: in turn before a file operation, in the middle of the largest file, after a part."""
         name = type(self).__name__
         operations, largest = self.measure(folder / "measured")
         before, within = moments(f"{name} operations", operations), moments(f"{name} bytes", largest - 1)
+        after = moments(f"{name} parts", self.parts)
         for number in range(KILLS):
             place = folder / f"{number}"
             self.begin(place)
             self.done.value = 0
-            moment = {"kill_after": within[number]} if number % 2 else {"kill_at": before[number]}
+            moment = {}
+            if number % 3 == 2 and self.parts > 1:
+                self.last = after[number]
+            elif number % 3 == 1:
+                moment = {"kill_after": within[number]}
+            else:
+                moment = {"kill_at": before[number]}
             end = run(lambda place=place: self.work(place), place, **moment)
-            assert end.killed, (moment, end)
+            assert end.killed, (moment, self.last, end)
+            self.last = 0
             yield place
 
 

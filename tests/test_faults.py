@@ -48,13 +48,10 @@ display({{{ledger.FACTS!r}: {{"hardware": {{}}, "versions": {{}}, "notes": {{}}}
 
 
 class PixelStore(Task):
-    parts = 200
+    parts = 400
 
     def work(self, place):
-        def count(_):
-            self.done.value += 1
-
-        return pixels.build(drawn(self.parts, count), 8, place, workers=2)
+        return pixels.build(drawn(self.parts, self.part_is_done), 8, place, workers=2)
 
     def value(self, found):
         return found.path.read_bytes(), found.image_ids
@@ -86,9 +83,6 @@ class Training(Task):
     parts = EPOCHS
 
     def work(self, place):
-        def count(_):
-            self.done.value += 1
-
         network = test_training.a_network()
         result = fit(
             network,
@@ -97,7 +91,7 @@ class Training(Task):
             epochs=EPOCHS,
             learning_rate=1e-2,
             checkpoint=place / "run.safetensors",
-            log=count,
+            log=self.part_is_done,
         )
         return test_training.weights_of(network).numpy().tobytes(), result.history.to_csv()
 
@@ -148,7 +142,7 @@ class Runs(Task):
             self.monkeypatch.setattr(module, "book_data", lambda *parts: place.joinpath("data", *parts))
 
     def execute(self, cells, folder, environment, label):
-        self.done.value += 1
+        self.part_is_done()
         seed = int(environment["SKINBOOK_SEED"])
         said = {"name": "AUC", "value": 0.8 + seed / 100, "low": 0.7, "high": 0.9}
         facts = {"hardware": {"cores": 2}, "versions": {}, "notes": {}}
