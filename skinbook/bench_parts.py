@@ -40,7 +40,7 @@ def large_store(large: int = LARGE, small: int = SMALL, side: int = 64, repeats:
         for start in range(0, large, SMALL):
             pixels[start : start + SMALL] = draw.integers(0, 256, pixels[start : start + SMALL].shape, dtype=np.uint8)
         pixels.flush()
-        pixels = np.load(folder / "store.npy", mmap_mode="r")
+        pixels = np.load(folder / "store.npy", mmap_mode="r", allow_pickle=False)
 
         def seconds(count: int, epochs: int) -> float:
             torch.manual_seed(0)

@@ -85,8 +85,10 @@ class Model:
             raise SkinbookError(
                 f"{unknown[0]!r} is not a diagnosis that skinbook knows, and the classes are not {BINARY}."
             )
-        if not self.temperature > 0:
-            raise SkinbookError(f"The temperature is {self.temperature}; expected a number above 0.")
+        if not 1e-6 <= self.temperature <= 1e6:
+            raise SkinbookError(
+                f"The temperature is {self.temperature}; expected a number above 0, neither tiny nor huge."
+            )
         malignant("nv", self.definition)  # raises where nobody knows it
         if not 1 <= self.image <= LARGEST_SIDE:
             raise SkinbookError(f"The image side is {self.image}; expected a number of pixels, at most {LARGEST_SIDE}.")

@@ -383,6 +383,8 @@ def unpack(archive: Path, folder: Path) -> Path:
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
         with zipfile.ZipFile(archive) as opened:
+            if len(opened.infolist()) % 65536 != _count(archive):
+                raise zipfile.BadZipFile("its list of files is damaged")
             entries = [e for e in opened.infolist() if _wanted(e, archive)]
             total = sum(e.file_size for e in entries)
             if total > LARGEST or len(entries) > MOST_FILES:
@@ -421,6 +423,18 @@ def unpack(archive: Path, folder: Path) -> Path:
             f"{archive} is a damaged ZIP ({error}). Remove it, and run the same command again."
         ) from None
     return folder
+
+
+def _count(archive: Path) -> int:
+    """How many entries a ZIP says that it has, modulo 65,536; zipfile does not compare it with those it finds."""
+    with open(archive, "rb") as file:
+        file.seek(max(0, archive.stat().st_size - 65_557))  # its last record, behind which a comment may stand
+        end = file.read()
+    at = end.rfind(b"PK\x05\x06")
+    count = int.from_bytes(end[at + 10 : at + 12], "little")
+    if count == 65_535 and (large := end.rfind(b"PK\x06\x06")) >= 0:  # a ZIP64 keeps the number in a record before
+        count = int.from_bytes(end[large + 32 : large + 40], "little") % 65_536
+    return count
 
 
 def _wanted(entry: zipfile.ZipInfo, archive: Path) -> bool:
