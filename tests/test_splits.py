@@ -194,7 +194,9 @@ def test_identical_photographs_of_one_lesion_join_nothing():
 
 
 @pytest.mark.parametrize(
-    "fractions", [(0.5, 0.5, 0.5), (0.5, 0.5), (0.25,) * 4, (1.2, -0.4, 0.2), (0.5, 0.25, 0.2), ()]
+    "fractions",
+    [(0.5, 0.5, 0.5), (0.5, 0.5), (0.25,) * 4, (1.2, -0.4, 0.2), (0.5, 0.25, 0.2), (), "all", ({}, {}, {})],
+    ids=str,
 )
 def test_fractions_are_checked(fractions):
     for split in (lesion_split, random_split):
