@@ -122,9 +122,12 @@ def test_what_an_evaluation_refuses():
         ({"labels": [-1, 1, 2]}, "0 to 2"),
         ({"labels": [-2, 1, 2]}, "0 to 2"),
         ({"probabilities": np.where(np.eye(3) > 0, np.nan, 0)}, "not a finite number"),
+        ({"probabilities": np.eye(3) * 1.001}, "outside 0 to 1"),
+        ({"probabilities": np.eye(3) - 0.001}, "outside 0 to 1"),
     ):
         with pytest.raises(SkinbookError, match=words):
             Evaluation(**good | change)
+    assert Evaluation(**good | {"probabilities": np.eye(3) * (1 + 5e-7) - 2e-7}).value("accuracy") == 1
     assert Evaluation([0], [[0.5, 0.3, 0.2]], ["a"], CLASSES).value("accuracy") == 1
 
 
