@@ -19,6 +19,15 @@ PACKAGE = Path(__file__).parents[1] / "skinbook"
 OUTCOMES = ("failed", "skipped", "held")  # the first that one of a row's tests has is the row's
 
 
+@pytest.fixture(scope="session")
+def drawn_lesions(tmp_path_factory) -> tuple[Path, Path]:
+    """A folder of 112 drawn photographs of 56 lesions, four diagnoses, and its table; nobody changes it."""
+    import models
+
+    folder = tmp_path_factory.mktemp("drawn")
+    return folder, models.lesions(folder, ("nv", "mel", "bcc", "vasc"), each=14, photographs=2, side=48)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--held", type=Path, help="write what the tests marked with holds(...) found to this JSON file")
 

@@ -6,7 +6,6 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import models
 import numpy as np
 import pytest
 import torch
@@ -14,7 +13,8 @@ import torch
 from skinbook import evaluate_given, ledger, strongest, strongest_masks
 from skinbook.bundle import Bundle
 from skinbook.config import SkinbookError
-from skinbook.data import catalog
+from skinbook.data import catalog, lab
+from skinbook.diagnoses import CLASSES as CLASSES_OF
 from skinbook.evaluation import softmax
 from skinbook.strongest import ENSEMBLE, OWN, SINGLE, Chosen, Entrant, Lesions, Plan, Trained
 
@@ -23,9 +23,8 @@ TINY = Entrant("tiny", "test_resnet", "lab", 32, 2, 1e-3, batch_size=16, average
 
 
 @pytest.fixture(scope="module")
-def lesions(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("drawn")
-    table = models.lesions(folder, CLASSES, each=14, photographs=2, side=48)
+def lesions(drawn_lesions):
+    folder, table = drawn_lesions
     return Lesions.of(evaluate_given.dataset(evaluate_given.read_labelled(table, folder), str(table)))
 
 
@@ -213,12 +212,13 @@ def test_the_book_s_list_of_models_can_be_read(tmp_path):
 
 
 def test_an_outline_is_learned_kept_and_judged(tmp_path, monkeypatch):
+    monkeypatch.setenv("SKINBOOK_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(lab, "LESIONS", dict.fromkeys(CLASSES_OF["lab"], 6))  # the whole lab takes minutes to draw
     whole = catalog.load("lab")
     monkeypatch.setattr(ledger, "book_data", lambda *parts: tmp_path.joinpath(*parts))
     some = whole.table.groupby("dx").head(12)
     few = replace(whole, table=some.reset_index(drop=True))
     monkeypatch.setattr("skinbook.data.catalog.load", lambda *_: few)
-    monkeypatch.setenv("SKINBOOK_CACHE", str(tmp_path / "cache"))
     recipe = strongest_masks.Outliner("test_resnet", "lab", 32, (16, 16, 8, 8, 8), epochs=2, learning_rate=3e-3)
     lines: list[str] = []
     about = {"recipe": recipe, "folder": tmp_path / "kept", "tell": lines.append}

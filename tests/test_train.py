@@ -25,15 +25,8 @@ SMALL = Recipe(image=32, epochs=2, batch_size=16)
 
 
 @pytest.fixture(scope="module")
-def drawn(tmp_path_factory):
-    """A folder of 112 drawn photographs of 56 lesions, and its table."""
-    folder = tmp_path_factory.mktemp("drawn")
-    return folder, models.lesions(folder, CLASSES, each=14, photographs=2, side=48)
-
-
-@pytest.fixture(scope="module")
-def dataset(drawn):
-    folder, table = drawn
+def dataset(drawn_lesions):
+    folder, table = drawn_lesions
     return evaluate_given.dataset(evaluate_given.read_labelled(table, folder), str(table))
 
 
@@ -145,8 +138,8 @@ def test_an_interrupted_training_resumes(trained, dataset, tmp_path):
         train(dataset, Recipe(image=32, epochs=3, batch_size=16), tmp_path, checkpoint=tmp_path / "run.safetensors")
 
 
-def test_the_command(drawn, tmp_path, monkeypatch, capsys):
-    folder, table = drawn
+def test_the_command(drawn_lesions, tmp_path, monkeypatch, capsys):
+    folder, table = drawn_lesions
     monkeypatch.setenv("SKINBOOK_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("SKINBOOK_DEVICE", "cpu")
     to = tmp_path / "mine"
@@ -178,8 +171,8 @@ def test_the_command(drawn, tmp_path, monkeypatch, capsys):
         (["--to", "{table}/b"], "cannot be made a folder"),
     ],
 )
-def test_usage(drawn, tmp_path, monkeypatch, capsys, options, sentence):
-    folder, table = drawn
+def test_usage(drawn_lesions, tmp_path, monkeypatch, capsys, options, sentence):
+    folder, table = drawn_lesions
     monkeypatch.setenv("SKINBOOK_CACHE", str(tmp_path))
     options = [option.format(table=table) for option in options]
     if not {"--table", "--edition"} & set(options):
@@ -189,8 +182,8 @@ def test_usage(drawn, tmp_path, monkeypatch, capsys, options, sentence):
     assert not list(tmp_path.glob("b/*"))
 
 
-def test_too_few_lesions(drawn, tmp_path):
-    folder, _ = drawn
+def test_too_few_lesions(drawn_lesions, tmp_path):
+    folder, _ = drawn_lesions
     header = ["image", "lesion_id", "dx"]
     for rows, sentence in (
         ([[f"DRAWN_nv_{k:03d}_0", f"L{k}", "nv"] for k in range(9)], "only the diagnosis nv"),
