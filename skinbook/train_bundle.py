@@ -19,6 +19,7 @@ from skinbook.augment import Augment
 from skinbook.batches import Batches
 from skinbook.bundle import Bundle, Seen
 from skinbook.calibration import temperature_of, threshold_for
+from skinbook.card import LARGEST_SIDE
 from skinbook.config import SkinbookError
 from skinbook.data import pixels
 from skinbook.data.schema import Dataset
@@ -66,10 +67,11 @@ class Recipe:
     refused: float = REFUSED
 
     def __post_init__(self) -> None:
-        if not (self.image >= 16 and self.epochs >= 1 and self.batch_size >= 2 and self.learning_rate > 0):
+        side = 16 <= self.image <= LARGEST_SIDE
+        if not (side and self.epochs >= 1 and self.batch_size >= 2 and 0 < self.learning_rate < np.inf):
             raise SkinbookError(
                 f"{self.image} pixels, {self.epochs} epochs, batches of {self.batch_size}, rate {self.learning_rate}: "
-                "expected at least 16 pixels, 1 epoch, batches of 2 and a rate above 0."
+                f"expected at least 16 pixels and at most {LARGEST_SIDE}, 1 epoch, batches of 2 and a rate above 0."
             )
         if not (0 < self.sensitivity <= 1 and 0 < self.refused < 1):
             raise SkinbookError(

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from layouts import HAM_CLASSES, HAM_HEADER, ham_rows, photograph, real, write_csv
 from PIL import Image
 
-from skinbook import app, audit, audit_given, card, config, evaluate_given, ledger, predict_files
+from skinbook import app, audit, audit_given, card, config, evaluate_given, ledger, predict_files, train_bundle
 from skinbook.bundle import Bundle
 from skinbook.config import SkinbookError
 from skinbook.data import ham10000, images, locate, pixels, tables
@@ -452,6 +452,55 @@ def test_settings_that_are_no_numbers_or_no_folders(monkeypatch):
     monkeypatch.setenv("SKINBOOK_DATA", "~nobody-has-this-name/data")
     with pytest.raises(SkinbookError, match="which is not a folder"):
         locate.places(config.settings())
+
+
+NUMBERS = st.one_of(st.integers(-(10**12), 10**12), st.integers(-3, 40))
+SHARES = st.one_of(st.floats(), st.floats(-1, 2), st.sampled_from([0.0, 1.0, 0.5]))
+
+
+@pytest.mark.holds(
+    "bad input", "tables, splits, reports and ledgers drawn at random", "an answer by the rules, or one sentence"
+)
+@drawn(200)
+@given(NUMBERS, NUMBERS, NUMBERS, SHARES, SHARES, SHARES)
+def test_any_options_of_a_training_make_sense_or_are_refused(image, epochs, batch_size, rate, sensitivity, share):
+    found = refused(
+        lambda: train_bundle.Recipe(
+            image=image,
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=rate,
+            sensitivity=sensitivity,
+            refused=share,
+        )
+    )
+    sound = 16 <= image <= card.LARGEST_SIDE and epochs >= 1 and batch_size >= 2 and 0 < rate < np.inf
+    assert (found is not None) == (sound and 0 < sensitivity <= 1 and 0 < share < 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["spread", "--threads", "²"], "--threads is '²'; expected whole numbers"),
+        (["spread", "--threads", "1,,2"], "expected whole numbers"),
+        (["bench", "--sides", "٣²"], "--sides is '٣²'; expected whole numbers from 16"),
+        (["bench", "--parts", "../x"], "'../x' is no part of the bench"),
+        (["audit", "train=", "=x"], "is not a part and its list"),
+        (["evaluate", "-b", "nowhere", "--table", "x", "--images", "y"], "nowhere/bundle.json cannot be read"),
+        (["run", "../../etc/passwd"], "etc/passwd"),
+        (["predict", "x.jpg", "-b", "lab", "--format", "\x1b[2J"], "expected text, json or csv"),
+    ],
+)
+@pytest.mark.holds(
+    "bad input", "tables, splits, reports and ledgers drawn at random", "an answer by the rules, or one sentence"
+)
+def test_options_that_are_none_end_with_two(monkeypatch, capsys, arguments, sentence):
+    assert models.call(monkeypatch, *arguments) == 2
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert said.startswith("skinbook: ")
+    assert said.count("\n") == 1
+    assert "\x1b" not in said
 
 
 # Tables ---------------------------------------------------------------------------------------------------------------

@@ -356,6 +356,15 @@ def test_only_so_many_are_answered_at_once(model, monkeypatch):
 @pytest.mark.holds(
     "security", "uploads that lie, trickle, crowd in or are no HTTP", "bounded, refused, and the next is answered"
 )
+@pytest.mark.parametrize("bomb", [name for name in damaged.BOMBS if "nearly" not in name and "strip" not in name])
+def test_an_upload_that_is_a_bomb(server, bomb):
+    _, _, text = sent(server, request(damaged.BOMBS[bomb](), port=server.server_port)).partition(b"\r\n\r\n")
+    assert re.fullmatch(r'<p class="fault">x\.png (claims more than|is cut off or damaged).*\.</p>', text.decode())
+
+
+@pytest.mark.holds(
+    "security", "uploads that lie, trickle, crowd in or are no HTTP", "bounded, refused, and the next is answered"
+)
 def test_no_path_leads_to_a_file(server):
     for path in (
         "/../../etc/passwd",
