@@ -9,7 +9,8 @@ it stopped, and counted in `data/mutants.json`. A mutant that is dead stays dead
 as it is; one that survived is tried again when the tests change. To begin anew, remove `_build/mutants`.
 
 Not mutated: texts, docstrings and names (no operator of cosmic-ray does, or it asks for names), annotations, which
-nothing evaluates, what is no Python once it is changed, and what `EQUIVALENT` lists with its reason.
+nothing evaluates, and what is no Python once it is changed. Mutants that do the same as the module are counted with those
+that survived.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from filelock import FileLock, Timeout
 
 HOME = Path(__file__).resolve().parents[1]
 WORK = HOME / "_build" / "mutants"
@@ -51,8 +53,6 @@ SLOWER, SPARE = 5.0, 1.0  # a test of a mutant may compute so many times as long
 START = 5.0  # seconds that all its tests may compute besides
 WAIT = 10.0  # and take so many times as long as that by the clock, on a machine that has other work
 MEMORY = 8 * 2**30  # bytes that a mutant may ask for beyond what the libraries take
-# Mutants whose behaviour is that of the module: {module: {(line, mutated line): reason}}.
-EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {}
 
 
 class Mutant(NamedTuple):
@@ -286,6 +286,8 @@ def remembered(kept: Path, tests: str) -> dict[str, str]:
     """What came of each mutant that need not be tried again, by its name; `tests` is the digest of the tests now."""
     known: dict[str, str] = {}
     for line in kept.read_text(encoding="utf-8").splitlines() if kept.is_file() else ():
+        if line.count("\t") != 2:
+            continue  # torn when the run was killed
         mutant, way, by = line.split("\t")
         known.pop(mutant, None)
         if way != "survived" or by == tests:
@@ -299,10 +301,7 @@ def examined(name: str) -> dict[str, Any]:
     source, files = module.read_text(encoding="utf-8"), [f"tests/{file}.py" for file in TESTS[name]]
     now = hashed(*(TREE / file for file in files))
     known = remembered(kept, now)
-    made, equivalent = mutants(source), EQUIVALENT.get(name, {})
-    if unused := equivalent.keys() - {mutant.change for mutant in made}:
-        raise SystemExit(f"EQUIVALENT lists what is no mutant of {name}: {min(unused)}.")
-    tried = [mutant for mutant in made if mutant.change not in equivalent]
+    tried = mutants(source)
     todo = [mutant for mutant in tried if mutant.name not in known]
 
     def told(mutant: Mutant, way: str) -> None:
@@ -334,7 +333,6 @@ def examined(name: str) -> dict[str, Any]:
         "mutants": len(tried),
         **counts,
         "share": round(1 - len(left) / len(tried), 3),
-        "equivalent": len(made) - len(tried),
     }
 
 
@@ -410,11 +408,16 @@ def main(names: Sequence[str]) -> None:
         os.environ[variable] = "1"
     sys.dont_write_bytecode = True
     os.environ["PYTHONPATH"] = sys.path[0] = str(TREE)  # instead of the folder of this file
-    copied(HOME, TREE)
-    for name in names or TESTS:
-        # A process for each: what one has imported would be in the way of the next.
-        if in_child(lambda name=name: noted(name, HOME / "data" / "mutants.json")):
-            raise SystemExit(1)
+    WORK.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(WORK / "lock", timeout=0):
+            copied(HOME, TREE)
+            for name in names or TESTS:
+                # A process for each: what one has imported would be in the way of the next.
+                if in_child(lambda name=name: noted(name, HOME / "data" / "mutants.json")):
+                    raise SystemExit(1)
+    except Timeout:
+        raise SystemExit(f"Another `make mutants` is at work in {WORK}: wait for it.") from None
 
 
 def noted(name: str, file: Path) -> int:
