@@ -24,7 +24,7 @@ from skinbook.config import SkinbookError
 KILLS = int(os.environ.get("SKINBOOK_KILLS", "3"))
 FORK = multiprocessing.get_context("fork")  # a fresh interpreter would take seconds to start
 OPERATIONS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}
-SECONDS = 120  # after which work counts as hanging
+SECONDS = 300  # after which work counts as hanging
 
 Work = Callable[[], object]
 
