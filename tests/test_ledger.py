@@ -106,17 +106,17 @@ def test_writing_keeps_other_chapters_and_the_lock(folder, tmp_path):
     one, other = ledger.entry({0: told(0, 0.8, 0.7, 0.9)}, "2026-01-31"), {"reports": {}}
     ledger.write("results", "ham10000", "quick", "03_x", one)
     file = ledger.write("results", "ham10000", "quick", "01_y", other)
-    first = file.read_text()
+    first = file.read_text(encoding="utf-8")
     assert ledger.held("results", "ham10000", "quick") == ["01_y", "03_x"]
     ledger.write("results", "ham10000", "quick", "03_x", one)
-    assert file.read_text() == first
+    assert file.read_text(encoding="utf-8") == first
     assert ledger.read("results", "ham10000", "quick", "03_x") == json.loads(json.dumps(one))
     # A lock that is removed after use is two locks: whoever waits for the old one, and whoever makes a new one.
     assert len(list((tmp_path / "cache" / "locks").iterdir())) == 1
     # And none where the wheel would take it along.
     assert [p.name for p in file.parent.iterdir()] == ["ham10000-quick.json"]
     assert ledger.read("results", "lab", "full", "03_x") == {}
-    file.write_text("{")
+    file.write_text("{", encoding="utf-8")
     with pytest.raises(SkinbookError, match=r"data/results/ham10000-quick.json cannot be read"):
         ledger.read("results", "ham10000", "quick", "03_x")
 
@@ -205,11 +205,11 @@ def test_code_is_hashed_without_comments_formatting_and_exercises():
 
 def test_the_package_is_hashed_without_comments_and_docstrings(tmp_path):
     file = tmp_path / "a.py"
-    file.write_text('"""Says."""\n\n\ndef f(x):\n    """More."""\n    return x  # why\n')
+    file.write_text('"""Says."""\n\n\ndef f(x):\n    """More."""\n    return x  # why\n', encoding="utf-8")
     first = ledger.package_hash(tmp_path)
-    file.write_text('"""Says more."""\ndef f(x): return (x)\n')
+    file.write_text('"""Says more."""\ndef f(x): return (x)\n', encoding="utf-8")
     assert ledger.package_hash(tmp_path) == first
-    file.write_text("def f(x): return x + 1\n")
+    file.write_text("def f(x): return x + 1\n", encoding="utf-8")
     assert ledger.package_hash(tmp_path) != first
 
 
@@ -389,7 +389,7 @@ def test_hashes_tell_calls_constants_recipes_and_names_of_files(tmp_path):
     assert re.fullmatch("[0-9a-f]{12}", ledger.package_hash())
     hashes = [ledger.package_hash()]
     for name in ("a.py", "b.py"):
-        (tmp_path / name).write_text("x = 1\n")
+        (tmp_path / name).write_text("x = 1\n", encoding="utf-8")
         hashes.append(ledger.package_hash(tmp_path))
         (tmp_path / name).unlink()
     assert len(set(hashes)) == 3
@@ -593,3 +593,63 @@ def test_every_page_that_is_not_the_ledgers_is_named(folder):
         "The stored results of 00_x",
         "The stored results of 01_x",
     ]
+
+
+@pytest.mark.parametrize(
+    ("mime", "payload", "lacks"),
+    [
+        (ledger.CLAIM, {"sentence": "it flatters"}, "verdict"),
+        (ledger.CLAIM, {"verdict": "holds"}, "sentence"),
+        (ledger.CLAIM, {"sentence": "it flatters", "verdict": 1}, "verdict"),
+        (ledger.SAY, {"text": None}, "text"),
+        (ledger.SAY, ["text"], "text"),
+        (ledger.SAY, "text", "text"),
+    ],
+)
+def test_an_output_that_carries_no_usable_bundle_is_named(mime, payload, lacks):
+    with pytest.raises(SkinbookError, match=f"carries {re.escape(mime)} without a usable '{lacks}'"):
+        ledger.payloads([{"data": {mime: payload}}], mime)
+    assert ledger.payloads([{"data": {mime: payload}}, {"name": "stdout"}], ledger.FACTS) == []
+
+
+@pytest.mark.parametrize("text", ["[]", '{"chapters": []}', '{"chapters": {"03_x": ["AUC"]}}', '"' + "x" * 100 + '"'])
+def test_a_ledger_that_holds_no_chapters_is_named(folder, text):
+    file = folder / "results" / "ham10000-quick.json"
+    file.parent.mkdir()
+    file.write_text(text)
+    with pytest.raises(SkinbookError, match=r"data/results/ham10000-quick.json cannot be read") as caught:
+        ledger.held("results", "ham10000", "quick")
+    assert "x" * 50 not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("entry", "error"),
+    [
+        ({"reports": ["AUC"]}, "AttributeError"),
+        ({"reports": {"AUC": {"value": 1}}}, "KeyError"),
+        ({"reports": {"AUC": 5}}, "TypeError"),
+    ],
+)
+def test_a_chapter_that_does_not_hold_what_was_recorded_is_named(folder, entry, error):
+    ledger.write("results", "ham10000", "quick", "03_x", entry)
+    with pytest.raises(SkinbookError, match=f"ham10000-quick.json does not hold what was recorded .{error}"):
+        ledger.value("AUC", "03_x", "ham10000", "quick")
+
+
+@pytest.mark.parametrize(
+    ("change", "error"), [({"minutes": {}}, "ZeroDivisionError"), ({"minutes": {"0": "x"}}, "TypeError")]
+)
+def test_a_page_of_what_was_not_recorded_is_named(folder, change, error):
+    entry = ledger.entry({0: told(0, 0.8, 0.7, 0.9)}, "2026-01-31")
+    ledger.write("results", "ham10000", "quick", "03_x", entry | {"provenance": entry["provenance"] | change})
+    with pytest.raises(SkinbookError, match=f"does not hold what was recorded .{error}"):
+        ledger.page("03_x", "ham10000", "quick")
+
+
+def test_what_is_no_number_is_not_written(folder):
+    file = ledger.write("results", "ham10000", "".join("quick"), "03_x", {"reports": {}})
+    before = file.read_text()
+    with pytest.raises(ValueError, match="JSON compliant"):
+        ledger.write("results", "ham10000", "quick", "03_x", {"reports": {"AUC": {"value": math.nan}}})
+    assert file.read_text() == before
+    assert ledger.write("".join("results"), "ham10000", "quick", "03_x", {"reports": {}}).read_text() == before
