@@ -17,7 +17,7 @@ BOOK := $(BIN)/skinbook book
 .PHONY: help environment book test unit coverage test-alone test-browser test-oldest test-newest lint hooks format pair refresh refresh-ledger generate repository links spread bench faults held steady mutants clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1|/' | awk -F'|' '{printf "  make %-15s %s\n", $$1, $$2}'
+	@export LC_ALL=C; grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1|/' | awk -F'|' '{printf "  make %-15s %s\n", $$1, $$2}'
 
 environment: $(STAMP) ## make .venv and install the tested versions
 

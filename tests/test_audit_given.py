@@ -138,8 +138,8 @@ def test_a_test_set_of_another_mix_is_found(project):
 
 
 def test_lists_of_files(tmp_path):
-    (tmp_path / "a.txt").write_text("images/one.jpg,nv\nimages/two.jpg\n\n")
-    (tmp_path / "b.txt").write_text("three.JPG\none.jpg\n")
+    (tmp_path / "a.txt").write_text("images/one.jpg,nv\nimages/two.jpg\n\n", encoding="utf-8")
+    (tmp_path / "b.txt").write_text("three.JPG\none.jpg\n", encoding="utf-8")
     found = given.audit_given([f"train={tmp_path / 'a.txt'}", f"val={tmp_path / 'b.txt'}"])
     assert found.photographs == {"train": 2, "validation": 2}
     assert found.repeated["across"] == [{"image": "one", "parts": ["train", "validation"]}]
@@ -187,7 +187,7 @@ def test_near_copies_of_one_lesion_are_counted_once(project):
 
 
 def test_isic_marks_a_diagnosis_with_a_one(tmp_path):
-    (tmp_path / "truth.csv").write_text("image,MEL,NV,UNK\nA,1.0,0.0,0.0\nB,0.0,1.0,0.0\nC,0,0,0\n")
+    (tmp_path / "truth.csv").write_text("image,MEL,NV,UNK\nA,1.0,0.0,0.0\nB,0.0,1.0,0.0\nC,0,0,0\n", encoding="utf-8")
     about = given.read_about(tmp_path / "truth.csv")
     assert about["dx"].tolist()[:2] == ["mel", "nv"]
     assert pd.isna(about["dx"].iloc[2])
@@ -202,7 +202,7 @@ def test_isic_marks_a_diagnosis_with_a_one(tmp_path):
     ],
 )
 def test_what_is_no_split_is_refused(tmp_path, text, message):
-    (tmp_path / "split.csv").write_text(text)
+    (tmp_path / "split.csv").write_text(text, encoding="utf-8")
     with pytest.raises(SkinbookError, match=message):
         given.audit_given([tmp_path / "split.csv"])
 
@@ -219,7 +219,7 @@ def test_other_refusals(tmp_path, project):
         (([split], None, tmp_path / "nothing"), "is not a folder"),
     ):
         (tmp_path / "empty").mkdir(exist_ok=True)
-        (tmp_path / "strangers.csv").write_text("image_id,lesion_id\nX,1\n")
+        (tmp_path / "strangers.csv").write_text("image_id,lesion_id\nX,1\n", encoding="utf-8")
         with pytest.raises(SkinbookError, match=message):
             given.audit_given(*arguments)
 
@@ -256,7 +256,7 @@ def test_the_snippet_installs_from_the_project_s_address_and_audits():
 
     done = CliRunner().invoke(cli._mounted(), ["audit", "split.csv", "--table", "meta.csv", "--snippet"])
     steps = yaml.safe_load(done.output)["jobs"]["audit"]["steps"]
-    address = tomllib.loads((HOME / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
+    address = tomllib.loads((HOME / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]["Repository"]
     assert steps[-2]["run"] == f'pip install "skinbook @ git+{address}"'
     assert steps[-1]["run"] == "skinbook audit split.csv --table meta.csv"
 

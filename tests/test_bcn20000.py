@@ -70,7 +70,7 @@ def test_the_isic_pair_is_a_pair(tmp_path):
 )
 def test_a_wrong_ground_truth(tmp_path, old, new, sentence):
     truth = isic2019(tmp_path) / "ISIC_2019_Training_GroundTruth.csv"
-    truth.write_text(truth.read_text().replace(old, new, 1))
+    truth.write_text(truth.read_text(encoding="utf-8").replace(old, new, 1), encoding="utf-8")
     with pytest.raises(SkinbookError, match=sentence):
         reader.load(tmp_path)
 

@@ -101,7 +101,7 @@ def test_augmentation_is_measured_beside_that_of_others():
 
 def test_what_was_measured_is_saved_with_the_machine(tmp_path):
     bench.save({"machine": bench.machine()}, tmp_path / "a" / "bench.json")
-    about = json.loads((tmp_path / "a" / "bench.json").read_text())["machine"]
+    about = json.loads((tmp_path / "a" / "bench.json").read_text(encoding="utf-8"))["machine"]
     assert about["cores"] >= 1
     assert about["torch"]
 
@@ -111,13 +111,13 @@ def test_parts_of_an_earlier_run_on_the_same_machine_stay(tmp_path):
     here = {"processor": "one", "date": "2026-01-01"}
     bench.save({"machine": here, "waits": {"a": 1.0}, "store": {"ratio": 1.0}}, file)
     bench.save({"machine": here | {"date": "2026-02-02"}, "waits": {"a": 2.0}}, file)
-    assert json.loads(file.read_text()) == {
+    assert json.loads(file.read_text(encoding="utf-8")) == {
         "machine": here | {"date": "2026-02-02"},
         "waits": {"a": 2.0},
         "store": {"ratio": 1.0},
     }
     bench.save({"machine": here | {"processor": "another"}, "waits": {"a": 3.0}}, file)
-    assert "store" not in json.loads(file.read_text())
+    assert "store" not in json.loads(file.read_text(encoding="utf-8"))
 
 
 def test_cases_of_an_earlier_run_stay_beside_those_of_this_one(tmp_path):
@@ -125,7 +125,7 @@ def test_cases_of_an_earlier_run_stay_beside_those_of_this_one(tmp_path):
     one, other = (asdict(bench.Case("lab", side, "resnet18")) for side in (64, 128))
     bench.save({"machine": {"cores": 2}, "training": [one | {"rate": 1}, other | {"rate": 2}]}, file)
     bench.save({"machine": {"cores": 2}, "training": [one | {"rate": 3}]}, file)
-    assert [case["rate"] for case in json.loads(file.read_text())["training"]] == [3, 2]
+    assert [case["rate"] for case in json.loads(file.read_text(encoding="utf-8"))["training"]] == [3, 2]
 
 
 def test_a_large_store_is_compared_with_a_small_one():

@@ -48,9 +48,9 @@ a + 1
 def home(tmp_path):
     """A little book: one chapter, a glossary, and the files that the build needs."""
     (tmp_path / "chapters").mkdir()
-    (tmp_path / "pyproject.toml").write_text(f'[project.urls]\nRepository = "{ADDRESS}"\n')
-    (tmp_path / "_toc.yml").write_text("format: jb-book\nroot: chapters/index\n")
-    (tmp_path / "chapters" / "07_trial.md").write_text(TEXT)
+    (tmp_path / "pyproject.toml").write_text(f'[project.urls]\nRepository = "{ADDRESS}"\n', encoding="utf-8")
+    (tmp_path / "_toc.yml").write_text("format: jb-book\nroot: chapters/index\n", encoding="utf-8")
+    (tmp_path / "chapters" / "07_trial.md").write_text(TEXT, encoding="utf-8")
     return tmp_path
 
 
@@ -140,14 +140,19 @@ def test_the_rendered_book_links_within_itself():
 def test_moving_the_repository(home):
     book.pair("07_trial", home=home)
     other = home / "notes.md"
-    other.write_text(f"{ADDRESS} {ADDRESS}-else https://github.com/else/skinbook")
+    other.write_text(f"{ADDRESS} {ADDRESS}-else https://github.com/else/skinbook", encoding="utf-8")
     for command in (["init", "-q"], ["add", "."]):
         subprocess.run(["git", *command], cwd=home, check=True)
     changed = {p.name for p in book.move_repository("https://github.com/new/place.git", home)}
     assert changed == {"pyproject.toml", "07_trial.md", "07_trial.ipynb", "notes.md"}
     assert book.repository(home) == "https://github.com/new/place"
-    assert "colab.research.google.com/github/new/place/blob" in (home / "chapters" / "07_trial.md").read_text()
-    assert other.read_text() == f"https://github.com/new/place {ADDRESS}-else https://github.com/else/skinbook"
+    assert "colab.research.google.com/github/new/place/blob" in (home / "chapters" / "07_trial.md").read_text(
+        encoding="utf-8"
+    )
+    assert (
+        other.read_text(encoding="utf-8")
+        == f"https://github.com/new/place {ADDRESS}-else https://github.com/else/skinbook"
+    )
     for wrong in ("", "github.com/a/b", "https://example.org/a/b", "https://github.com/a"):
         with pytest.raises(SkinbookError, match="not the address of a GitHub repository"):
             book.move_repository(wrong, home)
@@ -226,10 +231,10 @@ def test_a_chapter_says_when_it_was_verified_from_the_ledger(home, monkeypatch):
 
 def test_links_to_other_places_are_listed_and_the_books_own_are_not(home):
     (home / "README.md").write_text(
-        f"[a](https://doi.org/10.1/S(21)2-1) <https://b.example/x> {ADDRESS}-else [o]({ADDRESS}/x)"
+        f"[a](https://doi.org/10.1/S(21)2-1) <https://b.example/x> {ADDRESS}-else [o]({ADDRESS}/x)", encoding="utf-8"
     )
     (home / "chapters" / "more.md").write_text(
-        '<a href="https://b.example/x">b</a> [c](03_x.ipynb) `https://code.example`'
+        '<a href="https://b.example/x">b</a> [c](03_x.ipynb) `https://code.example`', encoding="utf-8"
     )
     book.pair("07_trial", home=home)
     found = {"https://b.example/x": ["README.md", "chapters/more.md"], "https://doi.org/10.1/S(21)2-1": ["README.md"]}
@@ -289,11 +294,11 @@ def test_what_may_not_go_into_git(home, monkeypatch, capsys, count, output, text
     second.outputs = [nbformat.v4.new_output("stream", name=name, text=output or "A warning")]
     nbformat.write(notebook, home / "chapters" / "07_trial.ipynb")
     twin = home / "chapters" / "07_trial.md"
-    twin.write_text(twin.read_text().replace("a + 1", text))
+    twin.write_text(twin.read_text(encoding="utf-8").replace("a + 1", text), encoding="utf-8")
     found = book.check(home)
     if fault is None:
         assert found == []
-        (home / "README.md").write_text("stale")
+        (home / "README.md").write_text("stale", encoding="utf-8")
         monkeypatch.setattr(book, "generated", lambda home: {home / "README.md": "new"})
         assert book.check(home) == ["README.md is not as it is generated now: run `make generate`."]
         return
@@ -323,7 +328,10 @@ def test_the_text_is_the_source_and_outputs_stay_with_unchanged_code(home):
         cell.outputs = [nbformat.v4.new_output("stream", text=f"{count}\n")]
     nbformat.write(filled, notebook)
     text = home / "chapters" / "07_trial.md"
-    text.write_text(text.read_text().replace("a + 1", "a + 2").replace("Prose with", "Other prose with"))
+    text.write_text(
+        text.read_text(encoding="utf-8").replace("a + 1", "a + 2").replace("Prose with", "Other prose with"),
+        encoding="utf-8",
+    )
     book.pair("07_trial", home=home)
     prose, kept, changed = cells(home)
     assert "Other prose with" in prose.source
@@ -341,7 +349,7 @@ def test_the_other_way_round(home):
     edited.cells[2].source = "a + 3"
     nbformat.write(edited, notebook)
     book.pair("07_trial", source="notebook", home=home)
-    assert "a + 3" in (home / "chapters" / "07_trial.md").read_text()
+    assert "a + 3" in (home / "chapters" / "07_trial.md").read_text(encoding="utf-8")
     book.pair("07_trial", home=home)
     assert cells(home)[2].source == "a + 3"
 
@@ -351,7 +359,10 @@ def test_refreshing_runs_on_lab_and_quick_whatever_is_set(home, monkeypatch):
     monkeypatch.setenv("SKINBOOK_SEED", "7")
     text = home / "chapters" / "07_trial.md"
     text.write_text(
-        text.read_text().replace("a + 1", "import os\n{k: v for k, v in os.environ.items() if 'SKINBOOK_' in k}")
+        text.read_text(encoding="utf-8").replace(
+            "a + 1", "import os\n{k: v for k, v in os.environ.items() if 'SKINBOOK_' in k}"
+        ),
+        encoding="utf-8",
     )
     book.refresh("07_trial", home)
     out = cells(home)[2]
@@ -365,7 +376,7 @@ def test_refreshing_runs_on_lab_and_quick_whatever_is_set(home, monkeypatch):
 
 def test_a_cell_that_fails_is_named_and_nothing_is_written(home):
     text = home / "chapters" / "07_trial.md"
-    text.write_text(text.read_text().replace("a + 1", "a + missing"))
+    text.write_text(text.read_text(encoding="utf-8").replace("a + 1", "a + missing"), encoding="utf-8")
     book.pair("07_trial", home=home)
     before = (home / "chapters" / "07_trial.ipynb").read_bytes()
     with pytest.raises(SkinbookError, match=r"07_trial\.ipynb: code cell 2 failed(.|\n)*missing"):
@@ -397,7 +408,7 @@ def test_an_edition_is_executed_in_a_copy(home, monkeypatch):
 
 
 def test_chapters_by_number_and_name(home):
-    (home / "chapters" / "08_more.ipynb").write_text("{}")
+    (home / "chapters" / "08_more.ipynb").write_text("{}", encoding="utf-8")
     assert book.chapters(home) == ["07_trial", "08_more"]
     assert book.chapters(home, ["08 07_trial"]) == ["07_trial", "08_more"]
     assert book.chapters(home, ["more"]) == ["08_more"]
@@ -431,24 +442,24 @@ PAGE = (
     ],
 )
 def test_faults_of_pages(tmp_path, part, fault):
-    (tmp_path / "page.html").write_text(PAGE.format(part))
-    (tmp_path / "other.html").write_text('<p id="here">x</p>')
+    (tmp_path / "page.html").write_text(PAGE.format(part), encoding="utf-8")
+    (tmp_path / "other.html").write_text('<p id="here">x</p>', encoding="utf-8")
     faults = book.check_pages(tmp_path)
     assert faults == [] if fault is None else len(faults) == 1 and fault in faults[0]
 
 
 def test_a_style_sheet_that_asks_another_host(tmp_path):
     (tmp_path / "a.css").write_text(
-        "@font-face { src: url('https://fonts.example.org/a.woff2') } b { background: url(c.png) }"
+        "@font-face { src: url('https://fonts.example.org/a.woff2') } b { background: url(c.png) }", encoding="utf-8"
     )
     assert book.check_pages(tmp_path) == ["a.css: asks another host for https://fonts.example.org/a.woff2"]
 
 
 def test_a_warning_stops_the_build(tmp_path):
     (tmp_path / "chapters").mkdir()
-    (tmp_path / "_toc.yml").write_text("format: jb-book\nroot: chapters/index\n")
-    (tmp_path / "_config.yml").write_text("title: t\nonly_build_toc_files: true\n")
-    (tmp_path / "chapters" / "index.md").write_text("# One\n\n[nowhere](#gone)\n")
+    (tmp_path / "_toc.yml").write_text("format: jb-book\nroot: chapters/index\n", encoding="utf-8")
+    (tmp_path / "_config.yml").write_text("title: t\nonly_build_toc_files: true\n", encoding="utf-8")
+    (tmp_path / "chapters" / "index.md").write_text("# One\n\n[nowhere](#gone)\n", encoding="utf-8")
     with pytest.raises(SkinbookError, match="warnings, and they count as errors"):
         book.build(tmp_path)
 
@@ -457,7 +468,8 @@ def test_a_reference(tmp_path):
     bibliography = tmp_path / "r.bib"
     bibliography.write_text(
         "@article{a, author = {Ann B. Müller and Bo van Dyke}, title = {On {HAM}}, journal = {Skin}, volume = {5},"
-        " pages = {1--9}, year = {2020}, doi = {10.1/x}, keywords = {Data}, annote = {Why.}}"
+        " pages = {1--9}, year = {2020}, doi = {10.1/x}, keywords = {Data}, annote = {Why.}}",
+        encoding="utf-8",
     )
     page = pages.references(bibliography)
     assert (

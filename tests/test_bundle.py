@@ -64,12 +64,12 @@ def test_a_second_bundle_takes_the_place_of_the_first(tmp_path):
 def change(folder, sealed=True, **keys):
     """Change entries of a card; sealed: as if it had been saved like this."""
     file = folder / "bundle.json"
-    held = {**json.loads(file.read_text()), **keys}
+    held = {**json.loads(file.read_text(encoding="utf-8")), **keys}
     if sealed:
         del held["seal"]
         card.write(file, held)
     else:
-        file.write_text(json.dumps(held))
+        file.write_text(json.dumps(held), encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_weights_of_another_bundle_are_refused(tmp_path):
 
 def test_a_card_is_strict_json_whatever_could_not_be_measured(tmp_path):
     bundle(metrics={"recall of df": [float("nan"), np.float64("inf"), np.float32(0.5)]}).save(tmp_path)
-    text = (tmp_path / "bundle.json").read_text()
+    text = (tmp_path / "bundle.json").read_text(encoding="utf-8")
     assert json.loads(text, parse_constant=pytest.fail)["metrics"]["recall of df"] == [None, None, 0.5]
 
 
@@ -157,10 +157,10 @@ def test_damaged_files_are_refused(tmp_path):
     weights.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     with pytest.raises(SkinbookError, match=r"not the file that bundle\.json was written with"):
         Bundle.load(tmp_path)
-    (tmp_path / "bundle.json").write_text("[1]")
+    (tmp_path / "bundle.json").write_text("[1]", encoding="utf-8")
     with pytest.raises(SkinbookError, match="no usable 'format'"):
         Bundle.load(tmp_path)
-    (tmp_path / "bundle.json").write_text("{")
+    (tmp_path / "bundle.json").write_text("{", encoding="utf-8")
     with pytest.raises(SkinbookError, match="is not JSON"):
         Bundle.load(tmp_path)
 

@@ -129,7 +129,7 @@ def test_outside_a_notebook_text_is_printed(capsys):
 
 
 def test_setup_says_in_one_line_what_it_runs_on(shown, recipes, monkeypatch):
-    recipes.write_text('[07_x]\ntitle = "X"\nneeds = ["lesion_id"]\n[07_x.quick]\nepochs = 2\n')
+    recipes.write_text('[07_x]\ntitle = "X"\nneeds = ["lesion_id"]\n[07_x.quick]\nepochs = 2\n', encoding="utf-8")
     monkeypatch.setenv("SKINBOOK_DEVICE", "cpu")
     monkeypatch.setenv("SKINBOOK_SEED", "3")
     import torch
@@ -157,7 +157,7 @@ def test_setup_says_in_one_line_what_it_runs_on(shown, recipes, monkeypatch):
     monkeypatch.setenv("SKINBOOK_EDITION", "dermamnist")
     monkeypatch.setenv("SKINBOOK_DATA", "")
     monkeypatch.setenv("SKINBOOK_CACHE", str(recipes.parent / "none"))
-    recipes.write_text("[07_x]\n")
+    recipes.write_text("[07_x]\n", encoding="utf-8")
     chapter.setup("07_x")
     assert shown[0][0] == "skinbook: edition dermamnist, scale quick, device cpu, data not found"
     monkeypatch.setenv("SKINBOOK_DEVICE", "abacus")
@@ -169,7 +169,7 @@ def test_full_scale_may_reach_the_hub_after_quick_and_a_readers_own_choice_stays
     import os
     import sys
 
-    recipes.write_text("[07_x]\n")
+    recipes.write_text("[07_x]\n", encoding="utf-8")
     constants = SimpleNamespace(HF_HUB_OFFLINE=True)  # the client reads the variable once, when it is imported
     monkeypatch.setitem(sys.modules, "huggingface_hub.constants", constants)
     monkeypatch.setattr(chapter, "_made_offline", False)
@@ -189,20 +189,21 @@ def test_full_scale_may_reach_the_hub_after_quick_and_a_readers_own_choice_stays
 
 def test_a_recipe_is_merged_from_base_scale_and_edition(recipes):
     recipes.write_text(
-        "[07_x]\nsize = 64\nepochs = 1\n[07_x.full]\nepochs = 9\nlr = 0.1\n[07_x.ham10000-full]\nlr = 0.2\n"
+        "[07_x]\nsize = 64\nepochs = 1\n[07_x.full]\nepochs = 9\nlr = 0.1\n[07_x.ham10000-full]\nlr = 0.2\n",
+        encoding="utf-8",
     )
     assert vars(chapter.recipe("07_x", "lab", "quick")["recipe"]) == {"size": 64, "epochs": 1}
     assert vars(chapter.recipe("07_x", "lab", "full")["recipe"]) == {"size": 64, "epochs": 9, "lr": 0.1}
     assert vars(chapter.recipe("07_x", "ham10000", "full")["recipe"]) == {"size": 64, "epochs": 9, "lr": 0.2}
     with pytest.raises(SkinbookError, match=r"'09_z' has no recipe in data/recipes.toml; there are 07_x"):
         chapter.recipe("09_z", "lab", "quick")
-    recipes.write_text("[07_x\n")
+    recipes.write_text("[07_x\n", encoding="utf-8")
     with pytest.raises(SkinbookError, match=r"recipes.toml cannot be read"):
         chapter.recipe("07_x", "lab", "quick")
 
 
 def test_an_edition_that_lacks_what_is_needed_is_refused(shown, recipes, monkeypatch):
-    recipes.write_text('[07_x]\nneeds = ["lesion_id"]\n')
+    recipes.write_text('[07_x]\nneeds = ["lesion_id"]\n', encoding="utf-8")
     monkeypatch.setenv("SKINBOOK_EDITION", "dermamnist")
     with pytest.raises(SkinbookError, match=r"Chapter 07_x needs lesion_id .* the edition dermamnist has none"):
         chapter.setup("07_x")
@@ -213,7 +214,7 @@ def test_data_comes_late_and_the_split_has_a_seed_of_its_own(shown, recipes, mon
 
     from skinbook.data import catalog, pixels
 
-    recipes.write_text('[07_x]\nneeds = ["masks"]\n')
+    recipes.write_text('[07_x]\nneeds = ["masks"]\n', encoding="utf-8")
     table = pd.DataFrame(
         {"image_id": [f"i{k}" for k in range(40)], "lesion_id": [f"l{k // 2}" for k in range(40)], "dx": "nv"}
     )

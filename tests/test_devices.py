@@ -181,7 +181,7 @@ def two(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
     stopped(a_network(), checkpoint=folder / "one.safetensors")
     launched(["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", __file__, "two", folder])
-    return [json.loads((folder / f"found-{rank}.json").read_text()) for rank in range(2)]
+    return [json.loads((folder / f"found-{rank}.json").read_text(encoding="utf-8")) for rank in range(2)]
 
 
 def apart(one, other, column):
@@ -337,7 +337,7 @@ def test_two_machines_train_as_one_with_the_command_of_the_page(tmp_path):
         assert flags.pop() == "train.py"
         agents.append(["-m", "accelerate.commands.launch", *flags, __file__, "machines", tmp_path])
     launched(*agents)
-    first, second = (json.loads((tmp_path / f"found-{rank}.json").read_text()) for rank in range(2))
+    first, second = (json.loads((tmp_path / f"found-{rank}.json").read_text(encoding="utf-8")) for rank in range(2))
     alone = trained(a_network(), epochs=1)
     assert first == second
     assert max(apart(first["run"], alone, column) for column in LOSSES) < SAME
@@ -356,7 +356,7 @@ MEASURED = {
 
 
 def test_what_so_many_photographs_take_follows_from_what_was_measured(tmp_path):
-    (tmp_path / "cpu.json").write_text(json.dumps(MEASURED))
+    (tmp_path / "cpu.json").write_text(json.dumps(MEASURED), encoding="utf-8")
     said = pages.at_scale(tmp_path)
     assert "| 64 × 64 | 4.9 GB |" in said  # 400,000 · 64 · 64 · 3
     assert "**2 cores of a processor, torch 2.0, measured 2026-01-02**; one epoch is 400,000 photographs:" in said
@@ -368,13 +368,13 @@ def test_what_so_many_photographs_take_follows_from_what_was_measured(tmp_path):
     assert "(10,015 of HAM10000, to 128 pixels) would take 27 minutes there" in said
     assert "not measured yet" not in said
     slower = MEASURED | {"training": [MEASURED["training"][0] | {"rate": {"skinbook": 1.0}}]}
-    (tmp_path / "cpu.json").write_text(json.dumps(slower))
+    (tmp_path / "cpu.json").write_text(json.dumps(slower), encoding="utf-8")
     assert "| 1/s | 110 hours |" in pages.at_scale(tmp_path)
 
 
 def test_the_page_says_where_nothing_is_measured_and_refuses_another_file(tmp_path):
     assert "is not measured yet" in pages.at_scale(tmp_path / "nowhere")
-    (tmp_path / "cpu.json").write_text("{}")
+    (tmp_path / "cpu.json").write_text("{}", encoding="utf-8")
     with pytest.raises(SkinbookError, match=r"cpu\.json in .* is not what `skinbook bench` saves"):
         pages.at_scale(tmp_path)
 
@@ -404,10 +404,10 @@ def test_the_speed_of_each_machine_is_a_table_and_a_list(tmp_path):
     rates = {"limit": 100.0, "skinbook": 96.0, "copied": 48.0, "timm": 32.0}
     case = MEASURED["training"][0] | {"rate": rates, "ratio": {arm: 96 / rates[arm] for arm in rates}}
     measured = {"machine": MEASURED["machine"], "training": [case], "waits": {"a first cell": 2.0}}
-    (tmp_path / "cpu.json").write_text(json.dumps(measured))
+    (tmp_path / "cpu.json").write_text(json.dumps(measured), encoding="utf-8")
     said = pages.speed(tmp_path)
     assert "| resnet18 | lab, 64 px, fp32 | 96 | 0.96 | 2.00 | 3.00 |\n\n- a first cell: 2.00 s" in said
-    (tmp_path / "cpu.json").write_text(json.dumps({"machine": MEASURED["machine"]}))
+    (tmp_path / "cpu.json").write_text(json.dumps({"machine": MEASURED["machine"]}), encoding="utf-8")
     with pytest.raises(SkinbookError, match="is not what `skinbook bench` saves"):
         pages.speed(tmp_path)
 
@@ -445,7 +445,7 @@ def measure(folder: Path) -> None:
     with tempfile.TemporaryDirectory() as place:
         launched([__file__, "curves", place])
         launched(["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", __file__, "curves", place])
-        one, two = (json.loads((Path(place) / f"curves-{count}.json").read_text()) for count in (1, 2))
+        one, two = (json.loads((Path(place) / f"curves-{count}.json").read_text(encoding="utf-8")) for count in (1, 2))
     networks = {}
     for name in pages.ALLOWED:
         keys = [key for key in one if key.startswith(f"{name}/")]
@@ -469,7 +469,9 @@ if __name__ == "__main__":
     elif mode == "curves":
         found = curves()
         if os.environ.get("RANK", "0") == "0":
-            (folder / f"curves-{os.environ.get('WORLD_SIZE', '1')}.json").write_text(json.dumps(found))
+            (folder / f"curves-{os.environ.get('WORLD_SIZE', '1')}.json").write_text(
+                json.dumps(found), encoding="utf-8"
+            )
     else:
         found = findings(folder) if mode == "two" else {"run": trained(a_network(), epochs=1)}
-        (folder / f"found-{os.environ['RANK']}.json").write_text(json.dumps(found))
+        (folder / f"found-{os.environ['RANK']}.json").write_text(json.dumps(found), encoding="utf-8")

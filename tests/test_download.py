@@ -148,7 +148,9 @@ def test_servers_that_cannot_resume(server, tmp_path, fault):
 def test_a_partial_file_that_is_already_whole(server, tmp_path):
     server.files["a"] = BODY
     (tmp_path / "file.bin.part").write_bytes(BODY)
-    (tmp_path / "file.bin.part.json").write_text(json.dumps({"url": server.url("a"), "version": f'"{MD5}"'}))
+    (tmp_path / "file.bin.part.json").write_text(
+        json.dumps({"url": server.url("a"), "version": f'"{MD5}"'}), encoding="utf-8"
+    )
     assert fetch(remote(server, "a"), tmp_path).read_bytes() == BODY
 
 
@@ -156,7 +158,7 @@ def test_a_partial_file_of_unknown_origin_is_not_used(server, tmp_path):
     server.files["a"] = BODY
     (tmp_path / "file.bin.part").write_bytes(b"something else")
     for state in ("", "[]", "{"):
-        (tmp_path / "file.bin.part.json").write_text(state)
+        (tmp_path / "file.bin.part.json").write_text(state, encoding="utf-8")
         assert fetch(remote(server, "a"), tmp_path).read_bytes() == BODY
         (tmp_path / "file.bin").rename(tmp_path / "file.bin.part")
 
@@ -221,7 +223,9 @@ def test_a_hash_that_nobody_publishes_is_recorded_and_checked(server, tmp_path):
     server.files["t"] = TABLE
     table = Remote("t.csv", (server.url("t"),))
     path = fetch_and_unpack(table, tmp_path)
-    assert json.loads((tmp_path / "hashes.json").read_text()) == {"t.csv": hashlib.sha256(TABLE).hexdigest()}
+    assert json.loads((tmp_path / "hashes.json").read_text(encoding="utf-8")) == {
+        "t.csv": hashlib.sha256(TABLE).hexdigest()
+    }
     path.unlink()
     server.files["t"] = TABLE + b"ISIC_2,60\n"
     with pytest.raises(SkinbookError, match=r"t.csv is not the file expected .*SHA-256 .* as the first time"):
@@ -388,7 +392,7 @@ def test_what_cannot_be_downloaded(tmp_path, monkeypatch):
 @pytest.mark.parametrize("status", [0, 1])
 def test_kaggles_own_client(tmp_path, monkeypatch, status):
     client = tmp_path / "kaggle"
-    client.write_text(f'#!/bin/sh\necho "$@" > "{tmp_path}/said"\nexit {status}\n')
+    client.write_text(f'#!/bin/sh\necho "$@" > "{tmp_path}/said"\nexit {status}\n', encoding="utf-8")
     client.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
     if status:
@@ -396,7 +400,7 @@ def test_kaggles_own_client(tmp_path, monkeypatch, status):
             download.get("bcn20000", tmp_path / "cache", kaggle=True)
     else:
         download.get("bcn20000", tmp_path / "cache", kaggle=True)
-    said = (tmp_path / "said").read_text().strip()
+    said = (tmp_path / "said").read_text(encoding="utf-8").strip()
     assert said == f"datasets download -d pasutchien/bcn20000 -p {tmp_path / 'cache' / 'bcn20000'} --unzip"
 
 

@@ -187,7 +187,7 @@ def test_splits_and_lists(tmp_path, record_property):
     file = write_csv(tmp_path / "s.csv", ["image", "part"], rows)
     fuzzed("CSV of a split", file, 40, lambda: audit_given.audit_given([file]), record_property)
     lists = tmp_path / "train.txt"
-    lists.write_text("\n".join(row[0] for row in rows))
+    lists.write_text("\n".join(row[0] for row in rows), encoding="utf-8")
 
     def read():
         return audit_given.audit_given([f"train={lists}", f"test={lists}"])

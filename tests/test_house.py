@@ -97,7 +97,7 @@ def test_ci_runs_everything_and_finds_real_lesions_where_they_lie(tmp_path, lies
     make = 'echo "$1 data=$SKINBOOK_DATA weights=$SKINBOOK_WEIGHTS"\n[ "$1" != lint ] || exit ${FAIL:-0}'
     fakes = {"make": make, "apt-get": "exit 1", **({"chromium": "exit 0"} if browser else {})}
     for name, does in fakes.items():
-        (tools / name).write_text(f"#!/bin/sh\n{does}\n")
+        (tools / name).write_text(f"#!/bin/sh\n{does}\n", encoding="utf-8")
         (tools / name).chmod(0o755)
     for name in ("bash", "sh", "dirname"):
         (tools / name).symlink_to(shutil.which(name))
@@ -165,5 +165,5 @@ def test_a_floor_that_imports_upwards_is_found(tmp_path):
     upwards = run()
     assert upwards.returncode != 0
     assert "skinbook.keyed -> skinbook.splits" in upwards.stdout
-    (tmp_path / "skinbook" / "attic.py").write_text("")
+    (tmp_path / "skinbook" / "attic.py").write_text("", encoding="utf-8")
     assert "attic" in run().stdout

@@ -222,7 +222,7 @@ def test_a_shortcut_is_all_that_changes(small_lab):
 
 
 def test_the_recorded_calibration_meets_its_aims():
-    recorded = json.loads(book_data("lab_calibration.json").read_text())["measurements"]
+    recorded = json.loads(book_data("lab_calibration.json").read_text(encoding="utf-8"))["measurements"]
     for name, (low, high) in lab_calibration.AIMS.items():
         assert len(recorded[name]["seeds"]) == 5
         assert all(low <= value <= high for value in recorded[name]["seeds"]), name
@@ -233,7 +233,7 @@ def test_the_recorded_calibration_meets_its_aims():
 @pytest.mark.parametrize("dx_type", [False, True])
 def test_metadata_alone_score_what_was_recorded(dx_type):
     name = "malignant ROC AUC of metadata" + " and dx_type" * dx_type
-    recorded = json.loads(book_data("lab_calibration.json").read_text())["measurements"][name]
+    recorded = json.loads(book_data("lab_calibration.json").read_text(encoding="utf-8"))["measurements"][name]
     area = lab_calibration.metadata_auc(lab.recipe(0), dx_type)
     assert area == pytest.approx(recorded["seeds"][0], abs=0.005)
     assert recorded["range"][0] - 0.005 <= area <= recorded["range"][1] + 0.005
@@ -245,7 +245,7 @@ def test_one_seed_of_the_whole_lab_lies_within_the_recorded_spread():
     # takes a minute a seed and is left to `skinbook lab calibrate`; heads on frozen features take seconds.
     dataset = lab.load(settings().cache, progress=False)
     scores = lab_calibration.backbone_scores(dataset, pixels.build(dataset, lab_calibration.SIZE, settings().cache), 0)
-    recorded = json.loads(book_data("lab_calibration.json").read_text())["measurements"]
+    recorded = json.loads(book_data("lab_calibration.json").read_text(encoding="utf-8"))["measurements"]
     for name, score in scores.items():
         assert score == pytest.approx(recorded[name]["seeds"][0], abs=0.02), name
         assert recorded[name]["range"][0] - 0.02 <= score <= recorded[name]["range"][1] + 0.02, name

@@ -106,7 +106,7 @@ def test_status_names_every_edition(folders):
     assert "22 rows, 22 images" in found["bcn20000"].summary
     assert "28 rows, 28 images" in found["dermamnist"].summary
     isic2019(folders / "first" / "isic")
-    (folders / "first" / "ham" / "HAM10000_metadata.csv").write_text("")
+    (folders / "first" / "ham" / "HAM10000_metadata.csv").write_text("", encoding="utf-8")
     found = {f.edition: f for f in catalog.status()}
     assert "0 images" in found["bcn20000"].summary
     assert "is empty" in found["ham10000"].summary

@@ -197,7 +197,7 @@ def test_a_folder_and_one_notebook_by_name_are_checked_alike(inner, arguments):
     write(folder, "17_within", one("report('AUC', 0.83)", reported("AUC", 0.84)))
     about = {"chapters": {"17_within": {"reports": {"AUC": {"tolerance": 0.02}}}}}
     (inner.path / "data" / "tolerances").mkdir(parents=True)
-    (inner.path / "data" / "tolerances" / "lab-quick.json").write_text(json.dumps(about))
+    (inner.path / "data" / "tolerances" / "lab-quick.json").write_text(json.dumps(about), encoding="utf-8")
     red, _ = outcome(inner, "--nbval", *arguments)
     assert red == {"02_number": ["Cell 0"]}
 
@@ -218,7 +218,9 @@ def test_another_edition_counts_only_what_the_ledger_holds(inner, monkeypatch):
 
     held = {"01_right": entry(0.7, "holds"), "02_wrong": entry(0.71, "undecided", "recall")}
     (inner.path / "data" / "results").mkdir(parents=True)
-    (inner.path / "data" / "results" / "ham10000-quick.json").write_text(json.dumps({"chapters": held}))
+    (inner.path / "data" / "results" / "ham10000-quick.json").write_text(
+        json.dumps({"chapters": held}), encoding="utf-8"
+    )
     for name in ("01_right", "02_wrong", "03_unknown"):
         write(
             inner.path / "chapters",
@@ -429,7 +431,7 @@ def keep(folder, kind, edition, scale, about):
     """A file of the ledger or of tolerances beside the notebooks."""
     file = folder / "data" / kind / f"{edition}-{scale}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({"chapters": about}))
+    file.write_text(json.dumps({"chapters": about}), encoding="utf-8")
 
 
 def ran(item, *outputs):
@@ -528,7 +530,7 @@ def test_another_plugins_collector_of_notebooks_stays(inner, monkeypatch):
 
 def test_a_notebook_is_a_chapter_if_its_code_uses_skinbook(tmp_path):
     def uses(text):
-        (tmp_path / "x.ipynb").write_text(text)
+        (tmp_path / "x.ipynb").write_text(text, encoding="utf-8")
         return nbval_plugin._uses_skinbook(tmp_path / "x.ipynb")
 
     def holds(kind, source):

@@ -93,7 +93,7 @@ def test_the_file_explains_itself_and_tells_nothing_of_the_machine(exported):
     data = file.read_bytes()
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
     told = session.get_modelmeta().custom_metadata_map
-    held = json.loads((folder / "onnx.json").read_text())
+    held = json.loads((folder / "onnx.json").read_text(encoding="utf-8"))
     assert json.loads(told["classes"]) == held["classes"] == list(CLASSES)
     assert json.loads(told["threshold"]) == held["threshold"]
     assert json.loads(told["novelty"]) == held["novelty"]
@@ -137,7 +137,7 @@ def copy(exported, tmp_path):
 def change(folder, **keys):
     """Change the card and seal it anew, as somebody would who wants to deceive."""
     file = folder / "onnx.json"
-    held = {**json.loads(file.read_text()), **keys}
+    held = {**json.loads(file.read_text(encoding="utf-8")), **keys}
     del held["seal"]
     card.write(file, held)
 
@@ -149,12 +149,12 @@ def test_a_file_or_card_that_was_tampered_with_is_refused(exported, tmp_path):
     with pytest.raises(SkinbookError, match=r"not the file that onnx\.json was written with"):
         OnnxModel.load(folder)
     file.write_bytes(data)
-    text = (folder / "onnx.json").read_text()
-    (folder / "onnx.json").write_text(text.replace('"threshold": 0.', '"threshold": 1.'))
+    text = (folder / "onnx.json").read_text(encoding="utf-8")
+    (folder / "onnx.json").write_text(text.replace('"threshold": 0.', '"threshold": 1.'), encoding="utf-8")
     with pytest.raises(SkinbookError, match="was changed after it was saved"):
         OnnxModel.load(folder)
     file.unlink()
-    (folder / "onnx.json").write_text(text)
+    (folder / "onnx.json").write_text(text, encoding="utf-8")
     with pytest.raises(SkinbookError, match="cannot be read"):
         OnnxModel.load(folder)
 

@@ -132,7 +132,7 @@ def test_a_damaged_store_is_built_anew(tmp_path):
         again = drawn()
         assert pixels.build(again, 8, tmp_path).path.read_bytes() == whole
         assert again.images.count == 600
-    path.with_suffix(".json").write_text("{}")
+    path.with_suffix(".json").write_text("{}", encoding="utf-8")
     assert pixels.build(drawn(), 8, tmp_path).path.read_bytes() == whole
 
 
@@ -190,7 +190,7 @@ def test_after_kills_the_store_is_the_same_and_little_is_done_twice(tmp_path):
         ("rename", 3, 0, every),  # of the store
     ]:
         assert killed(what, number, tmp_path / "b")
-        lists = [p.read_text().splitlines() for p in (tmp_path / "b" / "pixels").glob("*.chunks")]
+        lists = [p.read_text(encoding="utf-8").splitlines() for p in (tmp_path / "b" / "pixels").glob("*.chunks")]
         assert what == "rename" or least <= len(lists[0]) <= most
     last = drawn()
     store = pixels.build(last, 8, tmp_path / "b")
@@ -205,11 +205,11 @@ def test_a_kill_after_a_kill_costs_no_more_than_a_hundred_images_each(tmp_path, 
     count, in_all, most = 200 * KILLS, FORK.Value("i", 0), 0
     for number in [*moments("images", 200), 1]:
         before = in_all.value
-        listed = sum(len(p.read_text().splitlines()) for p in (tmp_path / "pixels").glob("*.chunks"))
+        listed = sum(len(p.read_text(encoding="utf-8").splitlines()) for p in (tmp_path / "pixels").glob("*.chunks"))
         assert killed("image", number, tmp_path, in_all, count)
         assert in_all.value - before == number
         (chunks,) = (tmp_path / "pixels").glob("*.chunks")
-        kept = pixels.CHUNK * (len(chunks.read_text().splitlines()) - listed)
+        kept = pixels.CHUNK * (len(chunks.read_text(encoding="utf-8").splitlines()) - listed)
         most = max(most, number - kept)
     rest = drawn(count)
     pixels.build(rest, 8, tmp_path)
@@ -247,7 +247,7 @@ def test_a_torn_or_false_list_of_chunks_is_not_trusted(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         pixels.build(stop, 8, tmp_path, workers=1)
     listed = next((tmp_path / "pixels").glob("*.chunks"))
-    listed.write_text("0 " + "0" * 32 + "\n77 " + "0" * 32 + "\n1 12")
+    listed.write_text("0 " + "0" * 32 + "\n77 " + "0" * 32 + "\n1 12", encoding="utf-8")
     rest = drawn()
     store = pixels.build(rest, 8, tmp_path)
     assert rest.images.count == 600

@@ -39,8 +39,8 @@ def folder(tmp_path_factory):
     (top / "odd").mkdir()
     Image.fromarray(np.arange(64 * 64 * 3).reshape(64, 64, 3).astype(np.uint8)).save(top / "odd" / "stripes.png")
     (top / "odd" / "empty.jpg").touch()
-    (top / "odd" / "words.jpg").write_text("not a photograph")
-    (top / "odd" / "notes.txt").write_text("left out")
+    (top / "odd" / "words.jpg").write_text("not a photograph", encoding="utf-8")
+    (top / "odd" / "notes.txt").write_text("left out", encoding="utf-8")
     return top
 
 

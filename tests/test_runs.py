@@ -28,7 +28,7 @@ def home(tmp_path, monkeypatch):
     (tmp_path / "_toc.yml").touch()
     (tmp_path / "chapters").mkdir()
     (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "recipes.toml").write_text('[07_x]\nneeds = ["lesion_id"]\n[08_y]\n')
+    (tmp_path / "data" / "recipes.toml").write_text('[07_x]\nneeds = ["lesion_id"]\n[08_y]\n', encoding="utf-8")
     for module in (chapter, ledger, runs):
         monkeypatch.setattr(module, "book_data", lambda *parts: tmp_path.joinpath("data", *parts))
     for variable in ("EDITION", "SCALE", "SEED", "DEVICE", "THREADS"):
@@ -39,7 +39,7 @@ def home(tmp_path, monkeypatch):
 
 def write(home, name, *cells):
     path = home / "chapters" / f"{name}.ipynb"
-    path.write_text(nbformat.writes(new_notebook(cells=[new_markdown_cell("# X"), *cells])) + "\n")
+    path.write_text(nbformat.writes(new_notebook(cells=[new_markdown_cell("# X"), *cells])) + "\n", encoding="utf-8")
     return path
 
 
@@ -51,7 +51,7 @@ def test_chapters_are_named_in_three_ways(home):
         runs.notebooks(["99"], home)
     with pytest.raises(SkinbookError, match=r"no notebook elsewhere.ipynb"):
         runs.notebooks(["elsewhere.ipynb"], home)
-    path.write_text("{")
+    path.write_text("{", encoding="utf-8")
     with pytest.raises(SkinbookError, match=r"07_x.ipynb cannot be read as a notebook"):
         runs.read(path)
 
@@ -189,18 +189,20 @@ def test_only_the_cells_of_the_ledger_are_refreshed(home):
     other = new_code_cell("x", execution_count=2, outputs=[new_output("stream", text="kept\n")])
     shows = new_code_cell("ledger_table('99_none')", execution_count=3, metadata={"tags": ["ledger"]})
     path = write(home, "08_y", setup, other, shows)
-    before = json.loads(path.read_text())
+    before = json.loads(path.read_text(encoding="utf-8"))
     assert runs.refresh_ledger(["08"], home, tell=lambda line: None) == [path]
-    after = json.loads(path.read_text())
+    after = json.loads(path.read_text(encoding="utf-8"))
     data = after["cells"][3]["outputs"][0]["data"]
     assert data["text/plain"] == ["The ledger holds no results of 99_none on ham10000 at quick scale yet."]
     after["cells"][3]["outputs"] = []
     assert after == before
     assert runs.refresh_ledger(["08"], home) == []
-    path.write_text(path.read_text().replace('"execution_count": 3', '"execution_count": null'))
+    path.write_text(
+        path.read_text(encoding="utf-8").replace('"execution_count": 3', '"execution_count": null'), encoding="utf-8"
+    )
     assert runs.refresh_ledger(["08"], home, tell=lambda line: None) == [path], "a cell whose source changed"
-    assert json.loads(path.read_text())["cells"][3]["execution_count"] == 3
-    path.write_text(path.read_text().replace("\n ", "\n  "))
+    assert json.loads(path.read_text(encoding="utf-8"))["cells"][3]["execution_count"] == 3
+    path.write_text(path.read_text(encoding="utf-8").replace("\n ", "\n  "), encoding="utf-8")
     with pytest.raises(SkinbookError, match="not in the form that `make pair` writes"):
         runs.refresh_ledger(["08"], home)
 

@@ -48,10 +48,12 @@ def project(tmp_path, monkeypatch):
         "        file.write(str(number))\n"
         "    assert number != 2 or not (HOME / 'broken').exists()\n"
         "def test_left_out():\n"
-        "    pytest.skip('why not')\n"
+        "    pytest.skip('why not')\n",
+        encoding="utf-8",
     )
     (home / "pyproject.toml").write_text(
-        '[tool.pytest.ini_options]\nmarkers = ["slow: slow"]\naddopts = "-p no:skinbook -p no:nbval -p no:hypothesispytest"\n'
+        '[tool.pytest.ini_options]\nmarkers = ["slow: slow"]\naddopts = "-p no:skinbook -p no:nbval -p no:hypothesispytest"\n',
+        encoding="utf-8",
     )
     subprocess.run(["git", "init", "--quiet", str(home)], check=True)
     commit(home)
@@ -67,12 +69,12 @@ def test_a_round_is_in_its_order_its_surroundings_and_is_not_run_twice(project):
     plain = steady.Round("order", "plain", "the unit tests")
     found = steady.run(plain)
     assert (found["tests"], found["skipped"], found["failed"]) == (5, 1, [])
-    assert order.read_text() == "0123"
+    assert order.read_text(encoding="utf-8") == "0123"
     assert steady.run(plain) == found
-    assert order.read_text() == "0123"
+    assert order.read_text(encoding="utf-8") == "0123"
     steady.run(steady.Round("order", "mixed", "the unit tests", ("--random-order-seed=3",)))
-    assert order.read_text()[4:] != "0123"
-    assert sorted(order.read_text()[4:]) == list("0123")
+    assert order.read_text(encoding="utf-8")[4:] != "0123"
+    assert sorted(order.read_text(encoding="utf-8")[4:]) == list("0123")
 
 
 @pytest.mark.holds("the same answer", "a test that fails once in a while", "the round, its test and its log are named")
@@ -83,7 +85,7 @@ def test_a_flake_is_found_told_and_shown(project, monkeypatch, capsys, tmp_path)
     (steady.PLACE / "ä place" / "home" / "broken").touch()
     assert steady.main(["--ways", "path"]) == 1
     assert "1 FAILED: tests.test_some::test_one[2]" in capsys.readouterr().out
-    assert "assert (2 != 2" in (steady.PLACE / "some.log").read_text()
+    assert "assert (2 != 2" in (steady.PLACE / "some.log").read_text(encoding="utf-8", errors="replace")
     told = project / "data" / "steady.json"
     rows = {row["fault"]: row for row in json.loads(told.read_text(encoding="utf-8"))["rows"]}
     failed, left_out = rows[steady.WAYS["path"][0]], rows[steady.WAYS["order"][0]]
@@ -91,19 +93,19 @@ def test_a_flake_is_found_told_and_shown(project, monkeypatch, capsys, tmp_path)
     assert failed["measured"][-1] == "failed: tests.test_some::test_one[2]"
     assert (left_out["outcome"], left_out["measured"]) == ("skipped", ["no round yet"])
     (tmp_path / "held.json").write_text(
-        json.dumps({"date": "d", "machine": "m", "python": "p", "kills": 3, "rows": []})
+        json.dumps({"date": "d", "machine": "m", "python": "p", "kills": 3, "rows": []}), encoding="utf-8"
     )
     page = held(tmp_path / "held.json", told)
     assert "## The same answer" in page
     assert "**did not hold**: the unit tests, 1 of 1 rounds of 4 tests" in page
     assert "not tried: no round yet" in page
     # What failed stays so until it is begun anew, with what is committed then.
-    (project / "tests" / "test_some.py").write_text("def test_other():\n    pass\n")
+    (project / "tests" / "test_some.py").write_text("def test_other():\n    pass\n", encoding="utf-8")
     commit(project)
     assert steady.main(["--ways", "path"]) == 1
     assert steady.main(["--ways", "path", "--anew"]) == 0
     assert "1 passed" in capsys.readouterr().out
-    assert json.loads((steady.PLACE / "some.json").read_text())["tests"] == 1
+    assert json.loads((steady.PLACE / "some.json").read_text(encoding="utf-8"))["tests"] == 1
 
 
 def test_a_clone_that_cannot_be_written(project):
@@ -117,7 +119,7 @@ def test_a_clone_that_cannot_be_written(project):
 def test_a_crash_is_a_failure(tmp_path):
     assert steady.read(tmp_path / "none.xml", -11)["failed"] == ["pytest ended with -11"]
     (tmp_path / "half.xml").write_text(
-        '<testsuites><testsuite><testcase classname="a" name="b"/></testsuite></testsuites>'
+        '<testsuites><testsuite><testcase classname="a" name="b"/></testsuite></testsuites>', encoding="utf-8"
     )
     assert steady.read(tmp_path / "half.xml", 2) == {"tests": 1, "skipped": 0, "failed": ["pytest ended with 2"]}
     assert steady.read(tmp_path / "half.xml", 0)["failed"] == []

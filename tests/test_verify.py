@@ -78,7 +78,12 @@ def test_a_table_that_cannot_be_read_is_the_one_fault(tmp_path):
 def test_bcn20000s_rows_keep_their_numbers(tmp_path):
     top = bcn20000_kaggle(tmp_path)
     table = top / "bcn_20k_train.csv"
-    table.write_text(table.read_text().replace("BCN_0000000004.jpg,20.0", "BCN_0000000004.jpg,-1").replace("NV", "", 1))
+    table.write_text(
+        table.read_text(encoding="utf-8")
+        .replace("BCN_0000000004.jpg,20.0", "BCN_0000000004.jpg,-1")
+        .replace("NV", "", 1),
+        encoding="utf-8",
+    )
     report = verify("bcn20000", root=top)
     assert [re.search(r"row (\d+), column (\w+)", fault).groups() for fault in report.faults] == [("6", "age")]
     assert any("3 rows without a diagnosis are left out" in note for note in report.notes)
@@ -92,9 +97,9 @@ def test_the_isic_pair_needs_no_images(tmp_path):
 
 def test_a_download_that_changed_later(tmp_path):
     top = ham10000(tmp_path)
-    (top / "hashes.json").write_text('{"HAM10000_metadata.csv": "0123"}')
+    (top / "hashes.json").write_text('{"HAM10000_metadata.csv": "0123"}', encoding="utf-8")
     assert ["its SHA-256 has changed" in fault for fault in verify("ham10000", root=top).faults] == [True]
-    (top / "hashes.json").write_text("nonsense")
+    (top / "hashes.json").write_text("nonsense", encoding="utf-8")
     assert ["hashes.json cannot be read" in fault for fault in verify("ham10000", root=top).faults] == [True]
 
 

@@ -77,7 +77,7 @@ def test_the_workflows_follow_their_schema(tmp_path):
     done = validate(*FILES)
     assert done.returncode == 0, done.stdout
     wrong = tmp_path / "wrong.yml"
-    wrong.write_text(FILES[0].read_text(encoding="utf-8").replace("runs-on:", "run-on:"))
+    wrong.write_text(FILES[0].read_text(encoding="utf-8").replace("runs-on:", "run-on:"), encoding="utf-8")
     assert validate(wrong).returncode != 0
 
 
