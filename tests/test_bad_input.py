@@ -690,6 +690,15 @@ def test_any_split_is_audited_or_refused(tmp_path_factory, rows, about):
     assert json.loads(json.dumps(vars(report), allow_nan=False))["leaks"] == report.leaks
 
 
+def test_upper_and_lower_case_are_one_image_and_one_part(tmp_path):
+    rows = [["I1", "train"], ["i1.JPG", "TEST"], ["I2", "Test"], ["I3", "inside"], ["I4", "Inside"]]
+    about = write_csv(tmp_path / "t.csv", ["image", "lesion_id"], [["i2", "L1"], ["I3", "L1"], ["I4", "L4"]])
+    report = audit_given.audit_given([write_csv(tmp_path / "s.csv", ["image", "part"], rows)], about)
+    assert report.photographs == {"inside": 2, "test": 2, "train": 1}
+    assert report.repeated["across"] == [{"image": "I1", "parts": ["test", "train"]}]
+    assert report.lesions["across"] == [{"parts": ["inside", "test"], "lesions": 1, "photographs": 2}]
+
+
 class Reader(card.Model):
     """A model that gives every photograph the same answer."""
 
@@ -762,6 +771,14 @@ def test_metrics_of_anything_are_numbers_or_refused(case):
 
 
 leaves = st.one_of(st.none(), st.booleans(), st.floats(allow_nan=False), st.text(max_size=4), st.integers())
+
+
+@pytest.mark.parametrize("p", [[[-1.0, 2.0]], [[-0.001, 1.001]], [[1.5, 0.0]], [[np.inf, 0.0]]])
+def test_odds_that_are_no_probabilities_are_refused(p):
+    with pytest.raises(SkinbookError, match=r"finite number|outside 0 to 1"):
+        Evaluation([0], p, ["a"], ("nv", "mel"))
+
+
 json_values = st.one_of(
     leaves, st.lists(leaves, max_size=2), st.dictionaries(st.text(max_size=4), leaves, max_size=2), st.just([[{}]])
 )
