@@ -319,6 +319,7 @@ def test_wrong_lengths(server, length, status):
 def test_whoever_is_slow_is_not_waited_for(model, monkeypatch, begun):
     """The connection ends, though its other side neither sends nor closes."""
     monkeypatch.setattr(app, "LONGEST", 0.05)
+    monkeypatch.setattr(app.Handler, "timeout", 600.0)  # the patience with silence is another limit
     with app.Server(model, port=0) as running:
         threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         half = request(b"half", 1000, port=running.server_port) if begun == "request" else begun.encode()
