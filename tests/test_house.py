@@ -154,6 +154,8 @@ def test_a_reader_is_told_that_this_is_no_medical_device():
 def test_a_floor_that_imports_upwards_is_found(tmp_path):
     shutil.copytree(HOME / "skinbook", tmp_path / "skinbook", ignore=shutil.ignore_patterns("__pycache__", "_data"))
     shutil.copy(HOME / "pyproject.toml", tmp_path)
+    for path in (tmp_path / "skinbook", *(tmp_path / "skinbook").rglob("*")):
+        path.chmod(path.stat().st_mode | 0o200)  # the checkout may be one that cannot be written
     linter = [str(Path(sys.executable).with_name("lint-imports")), "--no-logo", "--no-cache"]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
 
