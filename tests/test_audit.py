@@ -314,3 +314,14 @@ def test_a_value_is_told_once_and_whether_it_is_cancer_only_of_known_diagnoses()
     # Every column is looked at, whatever the first of them gave away.
     both = told_by(100, 100, 0.5)
     assert giveaways(both.assign(dx_type=both["site"]))["column"].tolist() == ["dx_type", "site"]
+
+
+def test_more_near_pairs_than_memory_should_hold_are_refused_and_the_photograph_with_most_is_named(monkeypatch):
+    hashes = np.stack([keyed.integers(("hash", word), 300, 2**62) for word in range(4)], axis=1).astype(np.uint64)
+    for a, b in ((0, 1), (260, 270), (260, 280), (260, 290)):
+        hashes[b] = hashes[a]
+    monkeypatch.setattr("skinbook.audit.MOST_PAIRS", 7)  # of 1 and, among the four alike, 6
+    assert len(near_pairs(hashes)) == 7
+    monkeypatch.setattr("skinbook.audit.MOST_PAIRS", 6)
+    with pytest.raises(SkinbookError, match=r"More than 6 pairs .* number 260 "):
+        near_pairs(hashes)
