@@ -163,7 +163,7 @@ def test_the_command(drawn_lesions, tmp_path, monkeypatch, capsys):
     ("options", "sentence"),
     [
         (["--table", "t.csv"], "need both"),
-        (["--epochs", "0"], "at least 16 pixels, 1 epoch"),
+        (["--epochs", "0"], "at least 16 pixels and at most 2048, 1 epoch"),
         (["--sensitivity", "95"], "shares between 0 and 1"),
         (["--network", "resnet99"], "not a network that timm knows"),
         (["--edition", "moles"], "not an edition"),
