@@ -149,14 +149,21 @@ def _choices() -> dict[str, dict[str, Any]]:
 
 def strongest(edition: str = "ham10000") -> str:
     """The strongest models as Markdown: who was chosen, what was aimed at, and what the test lesions gave."""
-    parts = []
+    parts, models = [], tomllib.loads(book_data("models.toml").read_text(encoding="utf-8"))["models"]
     for name, choice in _choices().items():
         parts.append(f"## {choice['title']}")
         if not (held := ledger.read("results", edition, "full", name)):
             parts.append("Nothing is recorded yet.")
             continue
         about = held["provenance"]
-        parts.append(f"Chosen on validation: **{about['model']}**.")
+        left_out = [
+            one for one, model in models.items() if model.get("device") and "accelerator" not in about["hardware"]
+        ]
+        without = (
+            f" Left out, for want of a GPU: {', '.join(left_out)}." if left_out and choice.get("chosen", True) else ""
+        )
+        chosen = "Chosen on validation: " if choice.get("chosen", True) else ""
+        parts.append(f"{chosen}**{about['model']}**.{without}")
         rows = []
         for what, found in held["reports"].items():
             aim = choice["aims"].get(what)
