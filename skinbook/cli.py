@@ -26,6 +26,7 @@ Train a model:            skinbook train --to my-model
   judge it elsewhere:     skinbook evaluate -b my-model --table T --images D
   ask it:                 skinbook predict photo.jpg more/ -b my-model
   in a browser:           skinbook app
+How far does it go?       skinbook strongest --edition ham10000
 Audit anybody's split:    skinbook audit split.csv --table T --images D
 How fast is it here?      skinbook bench
 Build the pages:          skinbook book build      (or make book, make test)
@@ -36,7 +37,7 @@ This is a teaching tool, not a medical device.
 """
 
 # What a reader does first stands first.
-ORDER = ("data", "run", "train", "evaluate", "predict", "app", "bundle", "audit", "bench", "book")
+ORDER = ("data", "run", "train", "evaluate", "predict", "app", "strongest", "bundle", "audit", "bench", "book")
 
 
 class Ordered(typer.core.TyperGroup):
