@@ -100,6 +100,37 @@ def test_spread_covers_seeds_and_threads(home):
     assert measured["reports"]["photographs"]["tolerance"] == 0
 
 
+def test_spread_counts_the_stored_outputs_as_a_run(home, monkeypatch):
+    def fragment(notebook, folder, environment, resume, tell, also):
+        seed = int(environment["SKINBOOK_SEED"])
+        claimed = {"it flatters": {"value": 0.1, "low": -0.01, "high": 0.2, "verdict": ledger.UNDECIDED}}
+        reports = {"AUC": {"value": 0.8 + seed / 100, "low": None, "high": None}}
+        return {"code": "c", "run": {"seed": seed, "threads": 1}, "reports": reports, "claims": claimed}
+
+    def bundle(kind, payload):
+        return nbformat.v4.new_output("display_data", {kind: payload})
+
+    monkeypatch.setattr(runs, "fragment", fragment)
+    cell = new_code_cell(MEASURE)
+    cell.outputs = [
+        bundle(ledger.REPORT, {"name": "AUC", "value": 0.83, "low": None, "high": None}),
+        bundle(
+            ledger.CLAIM, {"sentence": "it flatters", "value": 0.1, "low": 0.01, "high": 0.2, "verdict": ledger.HOLDS}
+        ),
+    ]
+    write(home, "07_x", cell)
+    given = {"threads": (1,), "instructions": ("native",), "home": home, "tell": lambda line: None}
+    runs.spread(["07"], seeds=3, **given)
+    measured = ledger.read("tolerances", "lab", "quick", "07_x")
+    assert measured["runs"][-1] == {"seed": 0, "stored": 1}
+    assert measured["reports"]["AUC"]["threads"] == pytest.approx(0.03)
+    assert ledger.verdicts("lab", "quick", "07_x", "it flatters") == {ledger.HOLDS, ledger.UNDECIDED}
+    cell.outputs = cell.outputs[:1]  # of other code: it claims less
+    write(home, "07_x", cell)
+    runs.spread(["07"], seeds=3, **given)
+    assert {"seed": 0, "stored": 1} not in ledger.read("tolerances", "lab", "quick", "07_x")["runs"]
+
+
 def test_spread_covers_a_processor_without_avx512(monkeypatch):
     monkeypatch.setattr(runs.platform, "machine", lambda: "x86_64")
     assert runs._ways((1, 2), ("native", "avx2")) == [(1, "native"), (2, "native"), (1, "avx2")]
