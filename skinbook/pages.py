@@ -268,9 +268,10 @@ def ways() -> str:
     for name in ledger.held("tolerances", "lab", "quick"):
         held = ledger.read("tolerances", "lab", "quick", name)
         of_first = [place for place, run in enumerate(held["runs"]) if run["seed"] == 0]
+        first = [held["runs"][place] for place in of_first]
         tried = [
-            f"{held['runs'][place]['threads']}{' (AVX2)' * ('instructions' in held['runs'][place])}"
-            for place in of_first
+            "as stored" if "stored" in run else f"{run['threads']}{' (AVX2)' * ('instructions' in run)}"
+            for run in first
         ]
         moves = []
         for found in held["reports"].values():
