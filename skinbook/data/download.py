@@ -385,7 +385,12 @@ def unpack(archive: Path, folder: Path) -> Path:
         with zipfile.ZipFile(archive) as opened:
             if len(opened.infolist()) % 65536 != _count(archive):
                 raise zipfile.BadZipFile("its list of files is damaged")
-            entries = [e for e in opened.infolist() if _wanted(e, archive)]
+            entries = []
+            for entry in opened.infolist():
+                if _wanted(entry, archive):
+                    entries.append(entry)
+                else:  # its name in the list may be damaged: opening it compares that with the name beside its bytes
+                    opened.open(entry).close()
             total = sum(e.file_size for e in entries)
             if total > LARGEST or len(entries) > MOST_FILES:
                 raise SkinbookError(
