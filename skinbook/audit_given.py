@@ -172,11 +172,12 @@ def _image_id(name: str) -> str:
     return stem if dot and f".{suffix.lower()}" in images.SUFFIXES else last
 
 
-def _spelled_alike(rows: pd.DataFrame) -> pd.DataFrame:
+def _spelled_alike(rows: pd.DataFrame, columns: Sequence[str] = ("image_id", "part")) -> pd.DataFrame:
     """The rows with each image and each part in its first spelling: in a table, upper and lower case mean the same."""
-    for column in ("image_id", "part"):
+    for column in columns:
         first: dict[str, str] = {}
-        rows[column] = [first.setdefault(text.lower(), text) for text in rows[column]]
+        # Texts where there is no row, too: of an empty list pandas would make numbers.
+        rows[column] = rows[column].astype(object).map(lambda text, first=first: first.setdefault(text.lower(), text))
     return rows
 
 
@@ -275,7 +276,7 @@ def read_about(path: Path) -> pd.DataFrame:
             f"{path} has no column for the image ({', '.join(IMAGE_COLUMNS[:4])}, ...); "
             f"it has {', '.join(map(str, raw.columns))[:200]}."
         )
-    about = pd.DataFrame({"image_id": raw[image].map(_image_id)})
+    about = _spelled_alike(pd.DataFrame({"image_id": raw[image].map(_image_id)}), ["image_id"])
     wanted = {"lesion_id": LESION_COLUMNS, "dx": LABEL_COLUMNS, **OTHERS}
     for name, spellings in wanted.items():
         if (column := _named_column(raw, spellings, path)) is not None:

@@ -6,6 +6,7 @@ import tomllib
 import numpy as np
 import pandas as pd
 import pytest
+from layouts import write_csv
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -265,3 +266,20 @@ def test_the_page_shows_what_the_command_says():
     page = (HOME / "chapters" / "audit.md").read_text(encoding="utf-8")
     assert "**LEAKS: " in page
     assert "**Clean: " in page
+
+
+def test_lists_without_a_line_are_no_split(tmp_path):
+    for part in ("train", "test"):
+        (tmp_path / f"{part}.txt").write_text("\n ,\n", encoding="utf-8")
+    with pytest.raises(SkinbookError, match=r"train\.txt.*at least two parts; this one has none"):
+        given.audit_given([f"{part}={tmp_path / part}.txt" for part in ("train", "test")])
+
+
+def test_two_spellings_of_an_image_in_a_table_are_one(tmp_path):
+    split = write_csv(tmp_path / "s.csv", ["image", "part"], [["a", "train"], ["b", "test"]])
+    header = ["image", "lesion_id", "dx"]
+    table = write_csv(tmp_path / "t.csv", header, [["A.jpg", "L0", "nv"], ["a", "L0", "nv"], ["b", "L1", "mel"]])
+    assert given.audit_given([split], table).photographs == {"train": 1, "test": 1}
+    table = write_csv(tmp_path / "t.csv", header, [["A.jpg", "L0", "nv"], ["a", "L1", "nv"], ["b", "L1", "mel"]])
+    with pytest.raises(SkinbookError, match=r"t\.csv gives A two lesions or two diagnoses"):
+        given.audit_given([split], table)
