@@ -34,6 +34,7 @@ from skinbook.config import EDITIONS, SkinbookError
 from skinbook.pages import (
     all_results,
     audits,
+    bundled,
     filled,
     held,
     picture,
@@ -437,11 +438,12 @@ def generated(home: Path = HOME) -> dict[Path, str]:
     """What every generated file should hold now: references, results, and the chapters' badges and links."""
     pages, readme, results = home / "chapters", home / "README.md", home / "chapters" / "results.md"
     shown, audited = [pages / "index.md", pages / "model_card.md"], pages / "audit.md"
+    own = home / "data" / "ham10000_bundle"
     machines, tried, best = (pages / f"{name}.md" for name in ("scaling", "held", "strongest"))
     wanted = {
         pages / "references.md": references(pages / "references.bib"),
         readme: with_results(readme.read_text(encoding="utf-8")),
-        **{page: with_results(page.read_text(encoding="utf-8"), "") for page in shown},
+        **{page: filled(with_results(page.read_text(encoding="utf-8"), ""), bundled(own), "bundle") for page in shown},
         results: filled(
             filled(results.read_text(encoding="utf-8"), all_results()),
             published(home / "data" / "published.toml"),

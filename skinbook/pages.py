@@ -144,12 +144,26 @@ def _title(name: str, edition: str, scale: str) -> str:
 
 
 def _choices() -> dict[str, dict[str, Any]]:
-    return tomllib.loads(book_data("models.toml").read_text(encoding="utf-8"))["choices"]
+    return _list_of_models()["choices"]
+
+
+def _list_of_models() -> dict[str, Any]:
+    return tomllib.loads(book_data("models.toml").read_text(encoding="utf-8"))
+
+
+def bundled(folder: Path) -> str:
+    """What the card of a bundle says that it measured on the test lesions, as Markdown."""
+    card = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
+    rows = [
+        [name, *_result_cells({"value": value, "low": low, "high": high, "seeds": ()})[:2]]
+        for name, (value, low, high) in card["metrics"].items()
+    ]
+    return f"{card['about']}\n\n" + _table(["On the test lesions", "Measured", "95 % interval"], rows)
 
 
 def strongest(edition: str = "ham10000") -> str:
     """The strongest models as Markdown: who was chosen, what was aimed at, and what the test lesions gave."""
-    parts, models = [], tomllib.loads(book_data("models.toml").read_text(encoding="utf-8"))["models"]
+    parts, models = [], _list_of_models()["models"]
     for name, choice in _choices().items():
         parts.append(f"## {choice['title']}")
         if not (held := ledger.read("results", edition, "full", name)):
@@ -309,9 +323,8 @@ def held(file: Path, steady: Path | None = None) -> str:
     if steady is not None and steady.is_file():
         again = json.loads(steady.read_text(encoding="utf-8"))
         rows = rows + again["rows"]
-        lines.append(
-            f"Rounds of all unit tests and chapters: {again['date']} on {again['machine']} with Python {again['python']}."
-        )
+        if any(row["tests"] for row in again["rows"]):
+            lines.append(f"Rounds of tests: {again['date']} on {again['machine']} with Python {again['python']}.")
     areas: dict[str, list[list[str]]] = {}
     for row in rows:
         measured = "; ".join(row["measured"])

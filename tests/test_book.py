@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -583,3 +584,14 @@ def test_the_picture_on_the_front_page_is_what_the_lab_draws(tmp_path):
     # Older versions of matplotlib set the words a little differently (3.6 with its version 3.8).
     assert np.abs(drawn - kept).mean() < 5, "`skinbook book picture` draws it anew"
     assert np.abs(drawn - np.roll(kept, kept.shape[1] // 4, axis=1)).mean() > 10, "other lesions would be seen"
+
+
+def test_the_model_card_says_what_the_bundle_scores_as_it_answers():
+    card = json.loads((HOME / "data" / "ham10000_bundle" / "bundle.json").read_text(encoding="utf-8"))
+    text = pages.bundled(HOME / "data" / "ham10000_bundle")
+    assert text.startswith(card["about"])
+    for name, (value, low, high) in card["metrics"].items():
+        (row,) = [line for line in text.splitlines() if line.startswith(f"| {name} |")]
+        shown = [float(number) for number in re.findall(r"-?\d+\.\d+", row)]
+        assert shown == pytest.approx([value, low, high], abs=0.006)
+    assert text in (HOME / "chapters" / "model_card.md").read_text(encoding="utf-8")
