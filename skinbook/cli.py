@@ -119,12 +119,14 @@ def strongest_command(
     outlines: Annotated[bool, typer.Option(help="Train the U-Net of chapter 08 on all masks, too.")] = True,
 ) -> None:
     """Train the models of data/models.toml, choose the strongest on validation, and judge it on the test."""
-    from skinbook import chapter, strongest, strongest_masks
+    from skinbook import chapter, runs, strongest, strongest_masks
 
     edition, _ = _dials(edition, "full")
+    if record:  # before hours of training, not after them
+        runs.recordable()
     device = chapter.device()
     strongest.run(edition, seeds, record, jobs, bundle=bundle, file=models, device=device, tell=_tell)
-    if outlines:
+    if outlines and not chapter.lacking(("masks",), edition):
         strongest_masks.run(edition, seeds, record, device=device, tell=_tell)
 
 

@@ -225,7 +225,8 @@ def _enough(count: int, what: str, least: int = 1) -> int:
     return count
 
 
-def _recordable(home: Path) -> None:
+def recordable(home: Path = HOME) -> None:
+    """SkinbookError where results would be written into an installed package, not into a checkout."""
     if book_data().resolve() != (home / "data").resolve():
         raise SkinbookError(
             "Results are recorded in a checkout of the book, and this package is installed from a wheel."
@@ -261,7 +262,7 @@ def run(
         If a chapter fails, or its seeds don't say the same things. What was finished is kept for `resume`.
     """
     if record:
-        _recordable(home)
+        recordable(home)
     entries = {}
     environment = {"SKINBOOK_EDITION": edition, "SKINBOOK_SCALE": scale}
     for notebook in _in_turn(names, edition, scale, home, tell):
@@ -318,7 +319,7 @@ def spread(
     SkinbookError
         If there are fewer than three seeds, of which no tolerance can be measured, or a chapter fails.
     """
-    _recordable(home)
+    recordable(home)
     _enough(seeds, "The number of seeds", ledger.LEAST_SEEDS)
     cores = os.cpu_count() or 1
     for notebook in _in_turn(names, edition, scale, home, tell):

@@ -312,11 +312,13 @@ def run(
     Raises
     ------
     SkinbookError
-        If not one of the models could be trained.
+        If there are no seeds or jobs, or not one of the models could be trained.
     """
     from skinbook.config import settings
     from skinbook.data import catalog
 
+    if seeds < 1 or jobs < 1:
+        raise SkinbookError(f"{seeds} seeds and {jobs} jobs: expected at least one of each.")
     wanted, about = plan(file), settings()
     folder = folder or about.cache / "strongest" / edition
     threads = max(1, about.threads // jobs)
@@ -469,24 +471,29 @@ def _run(chosen: Chosen, lesions: Lesions) -> dict[str, Any]:
     first = chosen.members[0].about
     names = [f"{member.entrant.name} (seed {member.seed})" for member in chosen.members]
     single = len(chosen.members) == 1
+    about = {
+        **first,
+        "code": first["code"] if single else f"{key_bits(' + '.join(names)):016x}"[:12],
+        "minutes": sum(member.about["minutes"] for member in chosen.members),
+        "weights": ", ".join(dict.fromkeys(member.about["weights"] for member in chosen.members)),
+    }
+    return ledger_run(reports(chosen, lesions), chosen.members[0].entrant.name if single else " + ".join(names), about)
+
+
+def ledger_run(found: Mapping[str, Interval], model: str, about: Mapping[str, Any]) -> dict[str, Any]:
+    """Results as `ledger.entry` wants those of a run; about : what a training kept of itself."""
     return {
         "reports": {
-            key: {part: _number(getattr(value, part)) for part in ("value", "low", "high")}
-            for key, value in reports(chosen, lesions).items()
+            name: {part: None if np.isnan(number) else float(number) for part, number in vars(value).items()}
+            for name, value in found.items()
         },
         "claims": {},
-        "code": first["code"] if single else f"{key_bits(' + '.join(names)):016x}"[:12],
-        "package": first["package"],
-        "minutes": sum(member.about["minutes"] for member in chosen.members),
         "facts": {
-            "hardware": first["hardware"],
-            "versions": first["versions"],
-            "notes": {
-                "split": first["split"],
-                "weights": ", ".join(dict.fromkeys(member.about["weights"] for member in chosen.members)),
-                "model": chosen.members[0].entrant.name if single else " + ".join(names),
-            },
+            "hardware": about["hardware"],
+            "versions": about["versions"],
+            "notes": {"split": about["split"], "weights": about["weights"], "model": model},
         },
+        **{key: about[key] for key in ("code", "package", "minutes")},
     }
 
 
@@ -519,7 +526,3 @@ def bundle_of(trained: Trained, lesions: Lesions, cache: Path, device: str = "cp
     bundle.metrics = report.measured()
     bundle.network.to("cpu")
     return bundle, report
-
-
-def _number(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)

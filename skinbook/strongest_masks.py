@@ -25,8 +25,9 @@ from skinbook.evaluation import Evaluation, Interval, interval
 from skinbook.files import replaced
 from skinbook.keyed import key_bits
 from skinbook.losses import dice_loss
+from skinbook.memory import keep_freed_memory
 from skinbook.segmentation import UNet, iou, predict_masks
-from skinbook.strongest import Lesions
+from skinbook.strongest import Lesions, ledger_run
 
 NAME = "strongest_outline"
 LIMIT = 0.65  # an overlap below it counts as none: ISIC 2018, Task 1 (Codella et al. 2019, arXiv 1902.03368)
@@ -141,27 +142,15 @@ def run(
     from skinbook.data import catalog
 
     about, recipe = settings(), recipe or Outliner()
+    torch.set_num_threads(about.threads)
+    keep_freed_memory()
     lesions = Lesions.of(catalog.load(edition, about))
     folder = folder or about.cache / "strongest" / edition
     files = [train(recipe, seed, lesions, folder, about.cache, device, tell) for seed in range(seeds)]
     if recorded:
-        runs = {seed: _run(json.loads(file.read_text(encoding="utf-8")), lesions) for seed, file in enumerate(files)}
+        kept = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+        model = f"U-Net with {recipe.network}, {recipe.image} px, {recipe.epochs} epochs"
+        runs = {one["seed"]: ledger_run(reports(np.array(one["test overlap"]), lesions), model, one) for one in kept}
         entry = ledger.entry(runs, datetime.now(UTC).strftime("%Y-%m-%d"))
         tell(f"Recorded in data/results/{ledger.write('results', edition, 'full', NAME, entry).name}")
     return files
-
-
-def _run(found: dict[str, Any], lesions: Lesions) -> dict[str, Any]:
-    recipe = found["recipe"]
-    overlap = np.array(found["test overlap"])
-    model = f"U-Net with {recipe['network']}, {recipe['image']} px, {recipe['epochs']} epochs"
-    return {
-        "reports": {name: vars(value) for name, value in reports(overlap, lesions).items()},
-        "claims": {},
-        "facts": {
-            "hardware": found["hardware"],
-            "versions": found["versions"],
-            "notes": {"split": found["split"], "weights": found["weights"], "model": model},
-        },
-        **{key: found[key] for key in ("code", "package", "minutes")},
-    }

@@ -83,3 +83,33 @@ def test_the_lab_is_calibrated(monkeypatch, capsys):
     monkeypatch.setattr(lab_calibration, "calibrate", lambda seeds: found)
     assert call(monkeypatch, "lab", "calibrate", "--seeds", "2") == 0
     assert capsys.readouterr().out == "balanced accuracy: 0.800 ± 0.010  aim 0.7 to 0.9\nsize: 1.000 ± 0.000\n"
+
+
+def test_nothing_is_trained_that_could_not_be_recorded(monkeypatch, capsys):
+    from skinbook import runs, strongest
+    from skinbook.config import SkinbookError
+
+    def installed():
+        raise SkinbookError("installed from a wheel")
+
+    monkeypatch.setattr(runs, "recordable", installed)
+    monkeypatch.setattr(strongest, "run", None)
+    assert call(monkeypatch, "strongest", "--edition", "ham10000", "--record") == 2
+    assert "installed from a wheel" in capsys.readouterr().err
+
+
+def test_outlines_are_for_editions_with_masks(monkeypatch):
+    from skinbook import strongest, strongest_masks
+
+    asked = []
+    monkeypatch.setattr(strongest, "run", lambda edition, *_, **__: asked.append(("models", edition)))
+    monkeypatch.setattr(strongest_masks, "run", lambda edition, *_, **__: asked.append(("outlines", edition)))
+    for edition in ("ham10000", "bcn20000"):
+        call(monkeypatch, "strongest", "--edition", edition)
+    assert asked == [("models", "ham10000"), ("outlines", "ham10000"), ("models", "bcn20000")]
+
+
+def test_a_strongest_model_needs_seeds_and_jobs(monkeypatch, capsys):
+    for options in (("--seeds", "0"), ("--jobs", "0")):
+        assert call(monkeypatch, "strongest", "--edition", "lab", *options) == 2
+        assert "expected at least one of each" in capsys.readouterr().err
