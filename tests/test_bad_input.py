@@ -31,6 +31,28 @@ from skinbook.diagnoses import DIAGNOSES
 from skinbook.evaluation import METRICS, Evaluation
 from skinbook.splits import PARTS, lesion_split, random_split
 
+# What several tests have in common: their row on the maintainers' page.
+huge_files = pytest.mark.holds(
+    "bad input", "files that claim to be huge, or would take hours", "a sentence or the picture, in bounded memory"
+)
+colour_profiles = pytest.mark.holds(
+    "bad input",
+    "photographs with a colour profile: Adobe RGB, Display P3, linear light",
+    "converted to sRGB by the pixel store, predict, audit and app alike",
+)
+odd_names = pytest.mark.holds(
+    "bad input",
+    "pipes, devices, links to themselves and impossible names among the files",
+    "a sentence for each; the others are answered, and the exit code is 1",
+)
+drawn_at_random = pytest.mark.holds(
+    "bad input", "tables, splits, reports and ledgers drawn at random", "an answer by the rules, or one sentence"
+)
+cut_off = pytest.mark.holds("bad input", "a table cut off at any byte", "a sentence, or whole rows that are all true")
+by_the_thousand = pytest.mark.holds(
+    "bad input", "thousands of unknown diagnoses, and copies of one photograph", "counted, in bounded time and memory"
+)
+
 TESTS = Path(__file__).parent
 
 
@@ -82,9 +104,7 @@ print(json.dumps(found))
 """
 
 
-@pytest.mark.holds(
-    "bad input", "files that claim to be huge, or would take hours", "a sentence or the picture, in bounded memory"
-)
+@huge_files
 def test_bombs_end_in_bounded_memory(tmp_path, record_property):
     """In a process of its own, whose highest memory is read after each; the one honest picture comes last."""
     if not Path("/proc/self/status").exists():
@@ -110,9 +130,7 @@ def test_bombs_end_in_bounded_memory(tmp_path, record_property):
     )
 
 
-@pytest.mark.holds(
-    "bad input", "files that claim to be huge, or would take hours", "a sentence or the picture, in bounded memory"
-)
+@huge_files
 def test_large_photographs_are_decoded_one_at_a_time(tmp_path, monkeypatch):
     file = tmp_path / "x.png"
     photograph("x", 30, 20).save(file)
@@ -124,9 +142,7 @@ def test_large_photographs_are_decoded_one_at_a_time(tmp_path, monkeypatch):
     assert held == [False, True]
 
 
-@pytest.mark.holds(
-    "bad input", "files that claim to be huge, or would take hours", "a sentence or the picture, in bounded memory"
-)
+@huge_files
 def test_arrays_and_files_that_claim_too_much(tmp_path, monkeypatch):
     bomb = damaged.npz_bomb(tmp_path / "dermamnist.npz")
     with pytest.raises(
@@ -266,11 +282,7 @@ def wide(name: str, side: int = 64) -> tuple[Image.Image, bytes, np.ndarray]:
     return Image.fromarray(numbers), damaged.profile(name), damaged.through(name, numbers)
 
 
-@pytest.mark.holds(
-    "bad input",
-    "photographs with a colour profile: Adobe RGB, Display P3, linear light",
-    "converted to sRGB by the pixel store, predict, audit and app alike",
-)
+@colour_profiles
 @pytest.mark.parametrize("name", damaged.WIDE)
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "palette"])
 def test_colour_profiles_are_honoured(tmp_path, name, kind):
@@ -292,11 +304,7 @@ def test_colour_profiles_are_honoured(tmp_path, name, kind):
     assert np.abs(np.asarray(images.decode(file)[0]) - expected).mean() < 1.5
 
 
-@pytest.mark.holds(
-    "bad input",
-    "photographs with a colour profile: Adobe RGB, Display P3, linear light",
-    "converted to sRGB by the pixel store, predict, audit and app alike",
-)
+@colour_profiles
 def test_turns_and_profiles_are_honoured_wherever_photographs_are_read(tmp_path, model, monkeypatch):
     side = model.image
     image, about, _ = wide("Adobe RGB", side)
@@ -377,11 +385,7 @@ def odd(tmp_path):
     }
 
 
-@pytest.mark.holds(
-    "bad input",
-    "pipes, devices, links to themselves and impossible names among the files",
-    "a sentence for each; the others are answered, and the exit code is 1",
-)
+@odd_names
 def test_one_bad_file_among_several_does_not_stop_the_others(tmp_path, odd, monkeypatch, capsys, record_property):
     models.lesions(tmp_path / "good", ("nv", "mel"), each=1)
     good = sorted(map(str, (tmp_path / "good").glob("*.png")))
@@ -403,11 +407,7 @@ def test_one_bad_file_among_several_does_not_stop_the_others(tmp_path, odd, monk
     record_property("measured", f"{len(mixed) - 2} bad files")
 
 
-@pytest.mark.holds(
-    "bad input",
-    "pipes, devices, links to themselves and impossible names among the files",
-    "a sentence for each; the others are answered, and the exit code is 1",
-)
+@odd_names
 def test_pipes_and_impossible_names_in_the_place_of_tables_and_bundles(tmp_path, odd):
     pipe = tmp_path / "HAM10000_metadata.csv"
     os.mkfifo(pipe)
@@ -428,11 +428,7 @@ def test_pipes_and_impossible_names_in_the_place_of_tables_and_bundles(tmp_path,
         Bundle.load(tmp_path)
 
 
-@pytest.mark.holds(
-    "bad input",
-    "pipes, devices, links to themselves and impossible names among the files",
-    "a sentence for each; the others are answered, and the exit code is 1",
-)
+@odd_names
 def test_links_that_lead_back_are_followed_once(tmp_path):
     (tmp_path / "a").mkdir()
     photograph("x").save(tmp_path / "a" / "x.jpg")
@@ -458,9 +454,7 @@ NUMBERS = st.one_of(st.integers(-(10**12), 10**12), st.integers(-3, 40))
 SHARES = st.one_of(st.floats(), st.floats(-1, 2), st.sampled_from([0.0, 1.0, 0.5]))
 
 
-@pytest.mark.holds(
-    "bad input", "tables, splits, reports and ledgers drawn at random", "an answer by the rules, or one sentence"
-)
+@drawn_at_random
 @drawn(200)
 @given(NUMBERS, NUMBERS, NUMBERS, SHARES, SHARES, SHARES)
 def test_any_options_of_a_training_make_sense_or_are_refused(image, epochs, batch_size, rate, sensitivity, share):
@@ -491,9 +485,7 @@ def test_any_options_of_a_training_make_sense_or_are_refused(image, epochs, batc
         (["predict", "x.jpg", "-b", "lab", "--format", "\x1b[2J"], "expected text, json or csv"),
     ],
 )
-@pytest.mark.holds(
-    "bad input", "tables, splits, reports and ledgers drawn at random", "an answer by the rules, or one sentence"
-)
+@drawn_at_random
 def test_options_that_are_none_end_with_two(monkeypatch, capsys, arguments, sentence):
     assert models.call(monkeypatch, *arguments) == 2
     said = capsys.readouterr().err
@@ -549,7 +541,7 @@ def test_the_table_is_the_same_whoever_wrote_it(tmp_path_factory, data):
     pd.testing.assert_frame_equal(found, expected)
 
 
-@pytest.mark.holds("bad input", "a table cut off at any byte", "a sentence, or whole rows that are all true")
+@cut_off
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
 def test_a_table_cut_off_anywhere(tmp_path, encoding, record_property):
     """Where only the last cell is shorter nobody can tell; everything before it is as it was."""
@@ -585,7 +577,7 @@ def test_a_table_cut_off_anywhere(tmp_path, encoding, record_property):
         ("{\\rtf1 a}", "lacks the column dx|no rows"),
     ],
 )
-@pytest.mark.holds("bad input", "a table cut off at any byte", "a sentence, or whole rows that are all true")
+@cut_off
 def test_tables_that_say_something_else_than_they_seem_to(tmp_path, text, sentence):
     (tmp_path / "t.csv").write_text(text)
     with pytest.raises(SkinbookError, match=rf"t\.csv.*(?:{sentence})"):
@@ -624,9 +616,7 @@ def frames(draw):
     return table
 
 
-@pytest.mark.holds(
-    "bad input", "tables, splits, reports and ledgers drawn at random", "an answer by the rules, or one sentence"
-)
+@drawn_at_random
 @drawn(25)
 @given(frames())
 def test_any_table_is_tidy_or_refused(table):
@@ -659,9 +649,7 @@ PART = st.sampled_from(["train", "Train", "TEST", "test", "val", "fold|1", "", "
 DX = st.sampled_from(["nv", "mel", "NV", "", "unknown", "wart|s", "unk", "MEL "])
 
 
-@pytest.mark.holds(
-    "bad input", "tables, splits, reports and ledgers drawn at random", "an answer by the rules, or one sentence"
-)
+@drawn_at_random
 @drawn(30)
 @given(
     st.lists(st.tuples(NAMES, PART), max_size=12),
@@ -709,9 +697,7 @@ class Reader(card.Model):
         return card.Answers(np.full((len(pixels), 7), 1 / 7), None)
 
 
-@pytest.mark.holds(
-    "bad input", "tables, splits, reports and ledgers drawn at random", "an answer by the rules, or one sentence"
-)
+@drawn_at_random
 @drawn(20)
 @given(st.lists(st.tuples(NAMES, st.sampled_from(["L0", "L1", ""]), DX), max_size=8))
 def test_any_labels_are_judged_or_refused(tmp_path_factory, rows):
@@ -750,9 +736,7 @@ def judged(draw):
     return labels, p, lesions
 
 
-@pytest.mark.holds(
-    "bad input", "tables, splits, reports and ledgers drawn at random", "an answer by the rules, or one sentence"
-)
+@drawn_at_random
 @drawn(60)
 @given(judged())
 def test_metrics_of_anything_are_numbers_or_refused(case):
@@ -827,9 +811,7 @@ TOLERANCES = {
 }
 
 
-@pytest.mark.holds(
-    "bad input", "tables, splits, reports and ledgers drawn at random", "an answer by the rules, or one sentence"
-)
+@drawn_at_random
 @drawn(100)
 @given(st.data())
 def test_any_ledger_is_read_or_refused(tmp_path_factory, data):
@@ -869,9 +851,7 @@ def test_json_that_is_none(tmp_path, monkeypatch, text, number):
         Bundle.load(tmp_path)
 
 
-@pytest.mark.holds(
-    "bad input", "tables, splits, reports and ledgers drawn at random", "an answer by the rules, or one sentence"
-)
+@drawn_at_random
 @drawn(150)
 @given(st.sampled_from(list(ledger.CARRIES)), json_values, st.data())
 def test_any_bundle_of_a_notebook_is_read_or_refused(mime, value, data):
@@ -963,9 +943,7 @@ def test_answers_that_are_no_numbers_are_faults(tmp_path, model):
 # Very many ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.holds(
-    "bad input", "thousands of unknown diagnoses, and copies of one photograph", "counted, in bounded time and memory"
-)
+@by_the_thousand
 def test_thousands_of_unknown_diagnoses(tmp_path):
     rows = [[f"HAM_{k}", f"I{k}", f"wart {k}", "histo", "50", "male", f"site {k}"] for k in range(2000)]
     table = write_csv(tmp_path / "t.csv", HAM_HEADER, rows)
@@ -983,9 +961,7 @@ def test_thousands_of_unknown_diagnoses(tmp_path):
         ham10000.read_table(write_csv(tmp_path / "u.csv", HAM_HEADER, [[*rows[0][:2], "x" * 100_000, *rows[0][3:]]]))
 
 
-@pytest.mark.holds(
-    "bad input", "thousands of unknown diagnoses, and copies of one photograph", "counted, in bounded time and memory"
-)
+@by_the_thousand
 def test_copies_of_one_photograph_by_the_thousand(tmp_path, monkeypatch):
     monkeypatch.setattr(audit, "MOST_PAIRS", 50)
     with pytest.raises(SkinbookError, match="More than 50 pairs of photographs are nearly one and the same"):

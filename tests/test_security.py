@@ -27,6 +27,24 @@ from skinbook.bundle import Bundle
 from skinbook.config import SkinbookError
 from skinbook.data import download
 
+# What several tests have in common: their row on the maintainers' page.
+no_code = pytest.mark.holds("security", "code that runs what a file or a text holds", "none stands in the package")
+wrong_hashes = pytest.mark.holds(
+    "security", "weights and archives whose hash is wrong", "never opened, never given their name"
+)
+lying_archives = pytest.mark.holds(
+    "security", "archives that climb out, link out or lie", "a sentence; nothing is left, inside or out"
+)
+bad_uploads = pytest.mark.holds(
+    "security", "uploads that lie, trickle, crowd in or are no HTTP", "bounded, refused, and the next is answered"
+)
+names_that_are_code = pytest.mark.holds(
+    "security", "names and texts that are code to a browser or a terminal", "shown as what they are"
+)
+no_secrets = pytest.mark.holds(
+    "security", "secrets and paths of a machine in stored outputs", "none in notebooks, data and pages"
+)
+
 HOME = Path(__file__).resolve().parent.parent
 PACKAGE = sorted((HOME / "skinbook").rglob("*.py"))
 
@@ -66,14 +84,14 @@ def dangers(source: str) -> list[str]:
     return found
 
 
-@pytest.mark.holds("security", "code that runs what a file or a text holds", "none stands in the package")
+@no_code
 def test_the_package_runs_nothing_that_a_file_holds(record_property):
     found = {path.name: dangers(path.read_text(encoding="utf-8")) for path in PACKAGE}
     assert {name: what for name, what in found.items() if what} == {}
     record_property("measured", f"{len(PACKAGE)} modules read")
 
 
-@pytest.mark.holds("security", "code that runs what a file or a text holds", "none stands in the package")
+@no_code
 @pytest.mark.parametrize(
     "line",
     [
@@ -106,7 +124,7 @@ def test_each_of_them_would_be_seen(line):
     assert not dangers("np.load(file, allow_pickle=False)\nsubprocess.run(['a'], shell=False)\nbundle.load(x)\n")
 
 
-@pytest.mark.holds("security", "code that runs what a file or a text holds", "none stands in the package")
+@no_code
 def test_ruffs_security_rules_are_on_for_the_package():
     lint = tomllib.loads((HOME / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["ruff"]["lint"]
     assert "S" in lint["select"]
@@ -126,7 +144,7 @@ def test_ruffs_security_rules_are_on_for_the_package():
 # Files ----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.holds("security", "weights and archives whose hash is wrong", "never opened, never given their name")
+@wrong_hashes
 def test_weights_are_not_opened_before_their_hash_is_right(tmp_path, monkeypatch):
     import safetensors.torch
 
@@ -144,7 +162,7 @@ def test_weights_are_not_opened_before_their_hash_is_right(tmp_path, monkeypatch
     assert len(opened) == 1
 
 
-@pytest.mark.holds("security", "weights and archives whose hash is wrong", "never opened, never given their name")
+@wrong_hashes
 def test_a_download_has_no_name_before_its_hash_is_right(tmp_path, monkeypatch):
     seen = []
     real = download._check
@@ -174,7 +192,7 @@ CLIMBING = [
 ]  # fmt: skip
 
 
-@pytest.mark.holds("security", "archives that climb out, link out or lie", "a sentence; nothing is left, inside or out")
+@lying_archives
 @pytest.mark.parametrize("name", CLIMBING)
 def test_nothing_lands_outside_its_folder(tmp_path, name):
     inside = tmp_path / "deep" / "inside"
@@ -189,7 +207,7 @@ def test_nothing_lands_outside_its_folder(tmp_path, name):
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == [inside / "z.zip"]
 
 
-@pytest.mark.holds("security", "archives that climb out, link out or lie", "a sentence; nothing is left, inside or out")
+@lying_archives
 @pytest.mark.parametrize(
     "name", [".", "./x.jpg", "a//x.jpg", "x.jpg/", "a/x.jpg/y.jpg", "x" * 300 + ".jpg", "x.jpg\0.sh"]
 )
@@ -212,7 +230,7 @@ def test_odd_names_stay_inside(tmp_path, name):
     assert {p.relative_to(inside).parts[0] for p in tmp_path.rglob("*") if p.is_file()} <= {"z", "z.zip"}
 
 
-@pytest.mark.holds("security", "archives that climb out, link out or lie", "a sentence; nothing is left, inside or out")
+@lying_archives
 def test_a_card_names_no_file_but_one_beside_it(tmp_path):
     from skinbook import card
 
@@ -262,9 +280,7 @@ def request(body: bytes, length: object = None, name: str = "x.png", host: str =
     ).encode() + body
 
 
-@pytest.mark.holds(
-    "security", "uploads that lie, trickle, crowd in or are no HTTP", "bounded, refused, and the next is answered"
-)
+@bad_uploads
 def test_bytes_that_are_no_request(server, capfd, record_property):
     """Damaged copies of a request, and bytes that are none: an answer or the end, and no trace in the terminal."""
     picture = damaged.saved(photograph("x", 16, 12), "PNG")
@@ -299,9 +315,7 @@ def test_bytes_that_are_no_request(server, capfd, record_property):
     record_property("measured", f"{len(some)} broken requests")
 
 
-@pytest.mark.holds(
-    "security", "uploads that lie, trickle, crowd in or are no HTTP", "bounded, refused, and the next is answered"
-)
+@bad_uploads
 @pytest.mark.parametrize(
     ("length", "status"),
     [("-1", 411), ("1e3", 411), ("0x10", 411), ("", 411), ("1 2", 411), ("9" * 30, 413), ("20000001", 413), ("5", 200)],
@@ -312,9 +326,7 @@ def test_wrong_lengths(server, length, status):
     assert b'<p class="fault">' in answer
 
 
-@pytest.mark.holds(
-    "security", "uploads that lie, trickle, crowd in or are no HTTP", "bounded, refused, and the next is answered"
-)
+@bad_uploads
 @pytest.mark.parametrize("begun", ["POST /look HT", "request", ""])
 def test_whoever_is_slow_is_not_waited_for(model, monkeypatch, begun):
     """The connection ends, though its other side neither sends nor closes."""
@@ -329,9 +341,7 @@ def test_whoever_is_slow_is_not_waited_for(model, monkeypatch, begun):
         running.shutdown()
 
 
-@pytest.mark.holds(
-    "security", "uploads that lie, trickle, crowd in or are no HTTP", "bounded, refused, and the next is answered"
-)
+@bad_uploads
 def test_only_so_many_are_answered_at_once(model, monkeypatch):
     monkeypatch.setattr(app, "AT_ONCE", 2)
     with app.Server(model, port=0) as running:
@@ -354,18 +364,14 @@ def test_only_so_many_are_answered_at_once(model, monkeypatch):
         running.shutdown()
 
 
-@pytest.mark.holds(
-    "security", "uploads that lie, trickle, crowd in or are no HTTP", "bounded, refused, and the next is answered"
-)
+@bad_uploads
 @pytest.mark.parametrize("bomb", [name for name in damaged.BOMBS if "nearly" not in name and "strip" not in name])
 def test_an_upload_that_is_a_bomb(server, bomb):
     _, _, text = sent(server, request(damaged.BOMBS[bomb](), port=server.server_port)).partition(b"\r\n\r\n")
     assert re.fullmatch(r'<p class="fault">x\.png (claims more than|is cut off or damaged).*\.</p>', text.decode())
 
 
-@pytest.mark.holds(
-    "security", "uploads that lie, trickle, crowd in or are no HTTP", "bounded, refused, and the next is answered"
-)
+@bad_uploads
 def test_no_path_leads_to_a_file(server):
     for path in (
         "/../../etc/passwd",
@@ -391,7 +397,7 @@ NAMES = [
 ]  # fmt: skip
 
 
-@pytest.mark.holds("security", "names and texts that are code to a browser or a terminal", "shown as what they are")
+@names_that_are_code
 @pytest.mark.parametrize("name", NAMES, ids=range(len(NAMES)))
 @pytest.mark.parametrize("body", ["words", "picture"])
 def test_a_page_shows_names_and_never_runs_them(server, name, body):
@@ -406,7 +412,7 @@ def test_a_page_shows_names_and_never_runs_them(server, name, body):
     assert len(plain) < 20_000
 
 
-@pytest.mark.holds("security", "names and texts that are code to a browser or a terminal", "shown as what they are")
+@names_that_are_code
 def test_what_a_model_says_of_itself_is_escaped(model):
     import dataclasses
 
@@ -418,7 +424,7 @@ def test_what_a_model_says_of_itself_is_escaped(model):
     assert "{{nonce}}" in text
 
 
-@pytest.mark.holds("security", "names and texts that are code to a browser or a terminal", "shown as what they are")
+@names_that_are_code
 def test_a_terminal_is_shown_no_control_characters(tmp_path, monkeypatch, capsys):
     name = tmp_path / "\x1b]0;title\x07\x1b[2J\nx.png: answered.png"
     name.write_text("words")
@@ -435,7 +441,7 @@ def test_a_terminal_is_shown_no_control_characters(tmp_path, monkeypatch, capsys
         assert said.err.count("\n") == 1
 
 
-@pytest.mark.holds("security", "names and texts that are code to a browser or a terminal", "shown as what they are")
+@names_that_are_code
 def test_a_workflow_that_is_printed_runs_one_command_whatever_a_file_is_called():
     import shlex
 
@@ -485,7 +491,7 @@ def _shown(outputs: list) -> list:
     ]
 
 
-@pytest.mark.holds("security", "secrets and paths of a machine in stored outputs", "none in notebooks, data and pages")
+@no_secrets
 def test_no_secret_and_no_path_is_stored(record_property):
     found = stored()
     assert len(found) > 20
@@ -494,7 +500,7 @@ def test_no_secret_and_no_path_is_stored(record_property):
     record_property("measured", f"{len(found)} files")
 
 
-@pytest.mark.holds("security", "secrets and paths of a machine in stored outputs", "none in notebooks, data and pages")
+@no_secrets
 def test_pictures_in_outputs_tell_nothing_of_their_maker():
     """A picture may carry a place, a camera or a path in its header."""
     looked = 0
@@ -510,7 +516,7 @@ def test_pictures_in_outputs_tell_nothing_of_their_maker():
     assert looked > 5
 
 
-@pytest.mark.holds("security", "secrets and paths of a machine in stored outputs", "none in notebooks, data and pages")
+@no_secrets
 @pytest.mark.parametrize(
     "text",
     [

@@ -9,6 +9,13 @@ from pathlib import Path
 
 import pytest
 
+# What several tests have in common: their row on the maintainers' page.
+own_warnings = pytest.mark.holds(
+    "the same answer",
+    "a warning that the package's own code causes",
+    "the test fails, also where the code runs in a process of its own",
+)
+
 pytest_plugins = ["pytester"]
 HOME = Path(__file__).parents[1]
 # `speak` warns as a function of the module does: by itself, of its caller, as a library's would, and through NumPy.
@@ -34,11 +41,7 @@ WARNS = {
 }
 
 
-@pytest.mark.holds(
-    "the same answer",
-    "a warning that the package's own code causes",
-    "the test fails, also where the code runs in a process of its own",
-)
+@own_warnings
 def test_a_warning_of_the_package_turns_a_test_red(pytester: pytest.Pytester):
     filters = tomllib.loads((HOME / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["pytest"]["ini_options"]
     pytester.makeini("[pytest]\nfilterwarnings =\n" + "\n".join(f"    {line}" for line in filters["filterwarnings"]))
@@ -49,11 +52,7 @@ def test_a_warning_of_the_package_turns_a_test_red(pytester: pytest.Pytester):
 
 
 @pytest.mark.parametrize("name", WARNS)
-@pytest.mark.holds(
-    "the same answer",
-    "a warning that the package's own code causes",
-    "the test fails, also where the code runs in a process of its own",
-)
+@own_warnings
 def test_a_warning_of_the_package_ends_a_process_that_a_test_starts(name):
     def ended(call: str) -> subprocess.CompletedProcess:
         command = [sys.executable, "-c", f"{SPEAKING}\n{call}"]
