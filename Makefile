@@ -35,8 +35,9 @@ book: $(STAMP) ## build the book from the stored outputs; EDITION=ham10000 execu
 test: $(STAMP) ## unit tests and every chapter; CHAPTERS="01 03" narrows the chapters
 	SKINBOOK_CHAPTERS="$(CHAPTERS)" $(BIN)/python -m pytest --nbval
 
+# Two processes with one thread each: the tests are many and small.
 unit: $(STAMP) ## the unit tests alone, at most 90 s on two cores; TESTS="-k splits" narrows
-	$(BIN)/python -m pytest tests -m "not slow" $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m "not slow" --numprocesses 2 $(TESTS)
 
 coverage: $(STAMP) ## the share of the package's lines that the unit tests run; fails below 95 %
 	mkdir -p _build/coverage

@@ -44,6 +44,7 @@ class Batches:
     mean, std : the network's normalisation of RGB in [0, 1]. masks : uint8 (n, height, width) of 0 and 1.
     beside : float32 (n, …), a second input for every row of `pixels`, such as metadata: `Batch.inputs` is then a pair.
     device : "cpu", "mps" or "cuda", which is this process's own GPU where several processes share a machine.
+    names : the image_id of every row of `pixels`, by which `fit` names photographs; their rows where None.
     """
 
     pixels: np.ndarray
@@ -59,6 +60,7 @@ class Batches:
     seed: int = 0
     device: str = "cpu"
     beside: np.ndarray | None = None
+    names: Sequence[str] | None = None
     _resident: torch.Tensor | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -71,6 +73,8 @@ class Batches:
             raise SkinbookError(f"{len(self.pixels)} photographs need as many labels; got {len(self.labels)}.")
         if self.beside is not None and len(self.beside) != len(self.pixels):
             raise SkinbookError(f"{len(self.pixels)} photographs need as many second inputs; got {len(self.beside)}.")
+        if self.names is not None and len(self.names) != len(self.pixels):
+            raise SkinbookError(f"{len(self.pixels)} photographs need as many names; got {len(self.names)}.")
         # A row that comes several times (an oversampled copy) is augmented anew each time.
         self._copies = pd.Series(self.rows).groupby(self.rows).cumcount().to_numpy()
         self._mean = torch.tensor(self.mean, device=self.device)

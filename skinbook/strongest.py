@@ -175,6 +175,7 @@ def train(
         "mean": network.backbone.mean,
         "std": network.backbone.std,
         "device": device,
+        "names": lesions.dataset.table["image_id"].tolist(),
     }
     parts = {part: Batches(images, lesions.labels, lesions.rows[part], 128, **shown) for part in PARTS}
     learn = Batches(

@@ -119,6 +119,7 @@ def train(
         "mean": network.backbone.mean,
         "std": network.backbone.std,
         "device": device,
+        "names": dataset.table["image_id"].tolist(),
     }
     if checkpoint is not None and checkpoint.exists():
         tell(f"going on from {checkpoint}")

@@ -116,7 +116,7 @@ def fit(
     Raises
     ------
     SkinbookError
-        If the loss or a weight is not a finite number (naming epoch, batch and rows; the checkpoint stays that of the
+        If the loss or a weight is not a finite number (naming epoch, batch and images; the checkpoint stays that of the
         last sound epoch), memory is short (naming a batch size to try), an option is unknown, the checkpoint belongs to
         another run or cannot be written, or a batch is too small for so many processes.
     """
@@ -168,7 +168,7 @@ def fit(
                 logits, labels = _whole_batch(wrapped(batch.inputs), batch, share)
                 value = loss(logits, labels)
             if not torch.isfinite(value):
-                raise _no_number(f"The loss is {value.item()} in epoch {epoch + 1}, batch {number + 1}", batch)
+                raise _no_number(f"The loss is {value.item()} in epoch {epoch + 1}, batch {number + 1}", batch, train)
             optim.zero_grad(set_to_none=True)
             accelerator.backward(value * share[1])  # of whose gradients the mean is taken, where the sum is due
             optim.step()
@@ -176,7 +176,9 @@ def fit(
                 run.average_weights()
             total += value.item() * len(labels)
         if not run.is_sound():
-            raise _no_number(f"A weight is not a finite number after epoch {epoch + 1}, batch {number + 1}", batch)
+            raise _no_number(
+                f"A weight is not a finite number after epoch {epoch + 1}, batch {number + 1}", batch, train
+            )
         run.follow_main_process(share)  # batch normalisation saw other photographs in every process
         row = {"epoch": epoch + 1, "learning rate": run.rate, "train loss": total / len(train.rows)}
         if validation is not None:
@@ -263,13 +265,16 @@ def _whole_batch(own: torch.Tensor, batch: Batch, share: tuple[int, int]) -> tup
     return logits, batch.all_labels
 
 
-def _no_number(what: str, batch: Batch) -> SkinbookError:
-    """What to say of a loss or weight that is no number. Rows whose own inputs are none are named, else the batch's."""
+def _no_number(what: str, batch: Batch, train: Batches) -> SkinbookError:
+    """What to say of a loss or weight that is no number. Images whose own inputs are none are named, else the batch's."""
     inputs = batch.inputs if isinstance(batch.inputs, tuple) else (batch.inputs,)
     sound = torch.stack([part.reshape(len(part), -1).isfinite().all(1) for part in inputs]).all(0).cpu().numpy()
     rows = batch.rows if sound.all() else batch.rows[~sound]
+    those = (
+        ("rows ", rows, " of the photographs") if train.names is None else ("", [train.names[row] for row in rows], "")
+    )
     return SkinbookError(
-        f"{what} (rows {', '.join(map(str, rows))} of the photographs). Lower the learning rate, or look at those images; "
+        f"{what} ({those[0]}{', '.join(map(str, those[1]))}{those[2]}). Lower the learning rate, or look at those images; "
         "the last checkpoint is untouched."
     )
 

@@ -39,7 +39,7 @@ WAYS = {
     "offline": ("no network but the machine's own", "the unit tests and a chapter pass"),
 }  # fmt: skip
 SUITES = {
-    "the unit tests": ("tests", "-m", "not slow"),
+    "the unit tests": ("tests", "-m", "not slow", "--numprocesses", "2"),
     "a chapter": ("--nbval", "chapters/01_eda.ipynb"),
     "all chapters": ("--nbval", "chapters"),
 }
@@ -189,6 +189,8 @@ def run(one: Round) -> dict[str, Any]:
         "HOME": str(own),
         "TMPDIR": str(own / "tmp"),
         "HYPOTHESIS_STORAGE_DIRECTORY": str(own / "hypothesis"),
+        # As `make unit`: two processes at once, one thread each. Chapters run alone and choose for themselves.
+        **({"OMP_NUM_THREADS": "1"} if one.suite == "the unit tests" else {}),
         **one.variables,
     }
     pytest = [sys.executable, "-m", "pytest", *SUITES[one.suite], *one.arguments]

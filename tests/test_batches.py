@@ -83,3 +83,5 @@ def test_a_second_input_counts_in_a_checkpoint_and_must_have_every_row():
     assert batches(beside=beside).identity() != batches().identity()
     with pytest.raises(SkinbookError, match="103 photographs need as many second inputs; got 100"):
         batches(beside=beside[3:])
+    with pytest.raises(SkinbookError, match="103 photographs need as many names; got 2"):
+        batches(names=["one", "two"])

@@ -375,6 +375,7 @@ def test_refreshing_runs_on_lab_and_quick_whatever_is_set(home, monkeypatch):
     assert "execution" not in out.metadata
 
 
+@pytest.mark.slow
 def test_a_cell_that_fails_is_named_and_nothing_is_written(home):
     text = home / "chapters" / "07_trial.md"
     text.write_text(text.read_text(encoding="utf-8").replace("a + 1", "a + missing"), encoding="utf-8")
@@ -456,6 +457,7 @@ def test_a_style_sheet_that_asks_another_host(tmp_path):
     assert book.check_pages(tmp_path) == ["a.css: asks another host for https://fonts.example.org/a.woff2"]
 
 
+@pytest.mark.slow
 def test_a_warning_stops_the_build(tmp_path):
     (tmp_path / "chapters").mkdir()
     (tmp_path / "_toc.yml").write_text("format: jb-book\nroot: chapters/index\n", encoding="utf-8")

@@ -192,6 +192,7 @@ LOSSES = ("train loss", "validation loss")
 
 
 @pytest.mark.parametrize("name", CURVES)
+@pytest.mark.slow
 def test_two_processes_train_as_one(two, name):
     network, options = CURVES[name]
     alone = trained(network(), **options)
@@ -201,11 +202,13 @@ def test_two_processes_train_as_one(two, name):
     assert np.abs(np.subtract(two[0][name]["weights"], alone["weights"])).max() < SAME_WEIGHTS
 
 
+@pytest.mark.slow
 def test_with_batch_normalisation_they_train_nearly_as_one(two):
     alone = trained(a_network(norm=True))
     assert SAME < max(apart(two[0]["batch norm"], alone, column) for column in LOSSES) < BATCH_NORM
 
 
+@pytest.mark.slow
 def test_both_processes_end_with_the_same_history_and_weights(two):
     runs = [name for name, found in two[0].items() if isinstance(found, dict)]
     assert len(runs) == len(CURVES) + 6
@@ -213,6 +216,7 @@ def test_both_processes_end_with_the_same_history_and_weights(two):
 
 
 @pytest.mark.parametrize(("name", "count"), [("75 in three batches", 75), ("one batch", 3)])
+@pytest.mark.slow
 def test_predictions_are_gathered_without_one_too_many_or_too_few(two, name, count):
     (shared, alone), other = two[0][name], two[1][name][0]
     assert len(shared) == count
@@ -236,10 +240,12 @@ def test_each_process_knows_the_labels_of_the_whole_batch():
     assert whole.all_labels is None
 
 
+@pytest.mark.slow
 def test_a_run_of_two_goes_on_where_it_was_stopped(two):
     assert two[0]["resumed"] == two[0]["undisturbed"]
 
 
+@pytest.mark.slow
 def test_two_go_on_where_one_was_stopped(two):
     alone = trained(a_network())
     assert len(alone["history"]["epoch"]) == EPOCHS
@@ -247,11 +253,13 @@ def test_two_go_on_where_one_was_stopped(two):
     assert np.abs(np.subtract(two[0]["begun in one process"]["weights"], alone["weights"])).max() < SAME_WEIGHTS
 
 
+@pytest.mark.slow
 def test_only_the_main_process_writes_and_logs(two):
     assert two[0]["written and logged"] == [EPOCHS + 2, 2]
     assert two[1]["written and logged"] == [0, 0]
 
 
+@pytest.mark.slow
 def test_the_main_process_counts_where_they_differ(two):
     assert two[1]["networks that differ"]["history"] == two[0]["undisturbed"]["history"]
     assert two[1]["networks that differ"]["weights"] == two[0]["undisturbed"]["weights"]
@@ -260,10 +268,12 @@ def test_the_main_process_counts_where_they_differ(two):
     assert [found["precision"] for found in two] == ["bf16", "bf16"]
 
 
+@pytest.mark.slow
 def test_dropout_is_another_in_each_process(two):
     assert two[0]["seed of dropout"] != two[1]["seed of dropout"]
 
 
+@pytest.mark.slow
 def test_what_several_processes_cannot_do_is_said_in_each(two):
     for found in two:
         assert found["too small"].startswith("A batch of 1 cannot be shared by 2 processes: raise batch_size")
@@ -319,6 +329,7 @@ def as_shown(folder: Path) -> None:
     assert all(torch.equal(value, best[name]) for name, value in after["network"].state_dict().items())
 
 
+@pytest.mark.slow
 def test_the_notebook_cell_of_the_page_trains_in_two_processes(tmp_path):
     said = launched([__file__, "notebook", tmp_path])
     processes = ["process 0 of 2", "process 1 of 2", "process None of None"]  # the last takes the weights
@@ -327,6 +338,7 @@ def test_the_notebook_cell_of_the_page_trains_in_two_processes(tmp_path):
     assert (tmp_path / "run.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_two_machines_train_as_one_with_the_command_of_the_page(tmp_path):
     command = shown("console", "accelerate launch").replace("\\\n", " ").split("accelerate launch")[1].split()
     changed = {"--num_processes": "2", "--main_process_ip": "127.0.0.1", "--main_process_port": str(a_free_port())}

@@ -692,6 +692,7 @@ def test_an_error_that_only_a_sync_in_the_background_tells_of_is_not_passed_over
     "SIGKILL of the kernel in which a chapter runs",
     "one sentence; with --resume finished seeds are kept, and the rest is run",
 )
+@pytest.mark.slow
 def test_a_kernel_is_killed(tmp_path, monkeypatch, record_property):
     task = Runs(monkeypatch, runs.execute)
     monkeypatch.setattr(runs, "FACTS_CELL", FACTS)

@@ -114,6 +114,7 @@ print(mutants.tests(["tests/test_toy.py"], tree, mutants.Loop(todo, module, sour
 """
 
 
+@pytest.mark.slow
 def test_a_mutant_is_killed_hangs_or_survives(tmp_path):
     """Against the tests that run its lines: a changed line that no test runs has nobody to notice it."""
     for folder in ("toys", "tests"):

@@ -56,6 +56,7 @@ def test_chapters_are_named_in_three_ways(home):
         runs.read(path)
 
 
+@pytest.mark.slow
 def test_a_run_over_seeds_is_recorded_and_resumed(home):
     told = []
     entries = runs.run(["07"], "ham10000", "quick", seeds=3, record=True, home=home, tell=told.append)
@@ -89,6 +90,7 @@ def test_a_run_over_seeds_is_recorded_and_resumed(home):
     assert "there is no such chapter" in runs.status(home)[0]
 
 
+@pytest.mark.slow
 def test_spread_covers_seeds_and_threads(home):
     told = []
     with pytest.raises(SkinbookError, match="The number of seeds is 2; expected a whole number of at least 3"):
@@ -158,6 +160,7 @@ def test_runs_with_fewer_instructions_are_runs_of_their_own(home, monkeypatch):
 @pytest.mark.skipif(
     torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"), reason="no AVX2 on this processor"
 )
+@pytest.mark.slow
 def test_torch_obeys_the_smaller_set_of_instructions():
     code = "import torch; print(torch.backends.cpu.get_cpu_capability())"
     environment = {**os.environ, **runs.INSTRUCTIONS["avx2"]}
@@ -165,6 +168,7 @@ def test_torch_obeys_the_smaller_set_of_instructions():
     assert said.stdout.strip() == "AVX2"
 
 
+@pytest.mark.slow
 def test_one_seed_is_recorded_and_compared_exactly(home):
     told = []
     runs.run(["07"], "ham10000", "quick", record=True, home=home, tell=told.append)
@@ -187,6 +191,7 @@ def test_a_report_that_is_often_undefined_is_named(home):
     assert told[1] == "  !! AUC: only 2 of 3 seeds give a number. It is compared exactly."
 
 
+@pytest.mark.slow
 def test_a_chapter_that_fails_is_one_sentence_and_leaves_its_notebook(home):
     write(home, "08_y", new_code_cell("print('before')"), new_code_cell("1 / 0"))
     with pytest.raises(SkinbookError, match=r"08_y on lab-quick, seed 0: cell 3 of 4 failed \(ZeroDivisionError: "):
@@ -215,6 +220,7 @@ def test_wrong_settings_are_one_sentence(home):
         runs.run(["07"], record=True, home=home / "elsewhere")
 
 
+@pytest.mark.slow
 def test_only_the_cells_of_the_ledger_are_refreshed(home):
     setup = new_code_cell("from skinbook.chapter import ledger_table\nx = 1", metadata={"tags": ["setup"]})
     other = new_code_cell("x", execution_count=2, outputs=[new_output("stream", text="kept\n")])
@@ -238,6 +244,7 @@ def test_only_the_cells_of_the_ledger_are_refreshed(home):
         runs.refresh_ledger(["08"], home)
 
 
+@pytest.mark.slow
 def test_seeds_side_by_side_say_what_seeds_in_turn_say(home):
     in_turn = runs.run(["07"], seeds=2, home=home, tell=str)["07_x"]
     told = []
@@ -251,6 +258,7 @@ def test_seeds_side_by_side_say_what_seeds_in_turn_say(home):
         runs.run(["07"], home=home, tell=str, jobs=0)
 
 
+@pytest.mark.slow
 def test_a_run_kept_from_another_package_says_so(home, monkeypatch):
     runs.run(["07"], home=home, tell=str)
     monkeypatch.setattr(ledger, "package_hash", lambda: "another")

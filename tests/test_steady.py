@@ -60,6 +60,8 @@ def project(tmp_path, monkeypatch):
     monkeypatch.setattr(steady, "HOME", home)
     monkeypatch.setattr(steady, "PLACE", tmp_path / "steady")
     (tmp_path / "steady").mkdir()
+    # One process, so that the order can be seen.
+    monkeypatch.setitem(steady.SUITES, "the unit tests", ("tests", "-m", "not slow"))
     return home
 
 

@@ -211,6 +211,7 @@ def test_the_book_s_list_of_models_can_be_read(tmp_path):
         strongest.plan(wrong)
 
 
+@pytest.mark.slow
 def test_an_outline_is_learned_kept_and_judged(tmp_path, monkeypatch):
     monkeypatch.setenv("SKINBOOK_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(lab, "LESIONS", dict.fromkeys(CLASSES_OF["lab"], 6))  # the whole lab takes minutes to draw

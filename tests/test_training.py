@@ -138,7 +138,7 @@ def spoilt(loss, at, steps):
 no_number = pytest.mark.holds(
     "faults while working",
     "a loss that becomes NaN",
-    "it stops with epoch, batch and rows of the photographs named; from the last sound checkpoint all ends as if nothing had been",
+    "it stops with epoch, batch and photographs named; from the last sound checkpoint all ends as if nothing had been",
 )
 
 
@@ -171,6 +171,9 @@ def test_photographs_that_are_no_numbers_are_named_alone():
     features[[3, 17], 1] = np.nan
     network, batches = nn.Linear(4, 2), Batches(features, np.arange(20) % 2, np.arange(20), batch_size=10)
     with pytest.raises(SkinbookError, match=r"epoch 1, batch 1 \(rows 3 of the photographs\)"):
+        fit(network, batches, epochs=1, log=None)
+    batches.names = [f"ISIC_{row:07d}" for row in range(20)]
+    with pytest.raises(SkinbookError, match=r"epoch 1, batch 1 \(ISIC_0000003\)\. Lower"):
         fit(network, batches, epochs=1, log=None)
 
 
