@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import signal
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -39,6 +40,9 @@ def pytest_configure(config: pytest.Config) -> None:
         "maintainers' page. `record_property('measured', text)` adds what was measured.",
     )
     config.stash[_FOUND] = []
+    # A shell without job control has what it starts in the background ignore Ctrl-C, which tests send to themselves.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     # In the processes that tests start, too, a warning of the package's own code is an error. Python matches whole names.
     modules = [file.relative_to(PACKAGE.parent).with_suffix("").parts for file in sorted(PACKAGE.rglob("*.py"))]
     errors = [f"error:::{'.'.join(parts).removesuffix('.__init__')}" for parts in modules]

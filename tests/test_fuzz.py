@@ -207,12 +207,21 @@ def test_splits_and_lists(tmp_path, record_property):
     fuzzed("list of files", lists, 40, read, record_property)
 
 
+def copied(source: Path, target: Path, without: tuple[str, ...] = ()) -> Path:
+    """A copy that can be written, wherever it comes from: copying keeps a read-only checkout's permissions."""
+    if source.is_file():
+        shutil.copyfile(source, target)
+        return target
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns(*without))
+    for one in (target, *target.rglob("*")):
+        one.chmod(one.stat().st_mode | 0o200)
+    return target
+
+
 @pytest.fixture
 def bundle(tmp_path):
     """A copy of the book's own small model, and what it says of a photograph."""
-    folder = tmp_path / "bundle"
-    shutil.copytree(config.book_data("lab_bundle"), folder)
-    return folder
+    return copied(config.book_data("lab_bundle"), tmp_path / "bundle")
 
 
 def answered(folder: Path) -> np.ndarray:
@@ -238,8 +247,7 @@ def test_bundles(bundle, name, count, record_property):
 @damaged_copies
 def test_weights_of_others(tmp_path, monkeypatch, record_property):
     """They have no checksum; what is taken fits the network, and is three numbers where colours are meant."""
-    file = tmp_path / "test_resnet.safetensors"
-    shutil.copy(config.book_data("lab_backbone.safetensors"), file)
+    file = copied(config.book_data("lab_backbone.safetensors"), tmp_path / "test_resnet.safetensors")
     monkeypatch.setenv("SKINBOOK_WEIGHTS", str(file))
 
     def read():
@@ -304,7 +312,7 @@ def test_pixel_stores(tmp_path, suffix, record_property):
 @damaged_copies
 @pytest.mark.parametrize("kind", ["results", "tolerances"])
 def test_ledgers(tmp_path, monkeypatch, kind, record_property):
-    shutil.copytree(config.book_data(), tmp_path / "data", ignore=lambda _, names: {"lab_bundle", "bench"} & set(names))
+    copied(config.book_data(), tmp_path / "data", without=("*_bundle", "bench"))
     monkeypatch.setattr(ledger, "book_data", lambda *parts: tmp_path.joinpath("data", *parts))
     dials = "ham10000", "quick"
     chapter = ledger.held(kind, *dials)[0]
