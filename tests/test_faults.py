@@ -614,7 +614,7 @@ def targets(tmp_path, monkeypatch):
 )
 @pytest.mark.parametrize(("line", "code"), sweep())
 def test_every_command_with_a_wrong_target(line, code, targets, monkeypatch, capsys, tmp_path):
-    words = line.format_map(targets).split()
+    words = [word.format_map(targets) for word in line.split()]
     for word in [word for word in words if word.startswith(("cache=", "data="))]:
         words.remove(word)
         kind, _, place = word.partition("=")
