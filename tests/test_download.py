@@ -303,6 +303,7 @@ def lying(content, claimed):
         zipped(**{"x.jpg": b"1" * 999})[:-40],
         b"",
     ],
+    ids=["larger than it says", "smaller than it says", "no archive", "cut off", "empty"],  # the bytes hold the time
 )
 def test_damaged_and_lying_archives(tmp_path, content):
     (tmp_path / "z.zip").write_bytes(content)
