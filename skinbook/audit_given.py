@@ -280,7 +280,9 @@ def read_about(path: Path) -> pd.DataFrame:
     wanted = {"lesion_id": LESION_COLUMNS, "dx": LABEL_COLUMNS, **OTHERS}
     for name, spellings in wanted.items():
         if (column := _named_column(raw, spellings, path)) is not None:
-            about[name] = tables.known(raw[column]) if name != "lesion_id" else raw[column].replace("", np.nan)
+            plain = [np.nan if one == "" else one for one in raw[column]]
+            plain = pd.Series(plain, index=raw.index, dtype=raw[column].dtype)
+            about[name] = tables.known(raw[column]) if name != "lesion_id" else plain
     marks = {c: str(c).lower() for c in raw.columns if str(c).lower() in DIAGNOSES or str(c).lower() == "unk"}
     if "dx" not in about and len(marks) > 1:
         if len(set(marks.values())) < len(marks) or not raw.columns.is_unique:

@@ -246,6 +246,8 @@ class Bundle(Model):
 
 def _must_fit(name: str, stride: int | None, classes: int, weights: Mapping[str, torch.Tensor]) -> None:
     """ValueError if weights are not those of a network. It is not made for that: a card may name one of gigabytes."""
+    import timm  # noqa: F401 - imported within the context below, it and what it imports would make tensors without memory
+
     try:
         with torch.device("meta"):
             wanted = Classifier(Backbone(name, "none", stride), classes).state_dict()

@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import signal
+import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -27,6 +28,15 @@ def drawn_lesions(tmp_path_factory) -> tuple[Path, Path]:
 
     folder = tmp_path_factory.mktemp("drawn")
     return folder, models.lesions(folder, ("nv", "mel", "bcc", "vasc"), each=14, photographs=2, side=48)
+
+
+@pytest.fixture(autouse=True)
+def as_many_threads_after_a_test():
+    """Commands set torch's threads for their process, which here is that of the tests: sums of others would differ."""
+    before = torch.get_num_threads() if (torch := sys.modules.get("torch")) else None
+    yield
+    if before is not None:
+        sys.modules["torch"].set_num_threads(before)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

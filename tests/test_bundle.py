@@ -1,6 +1,8 @@
 """A bundle gives the same answers after saving and loading, and anything else is refused."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -173,3 +175,19 @@ def test_a_network_that_does_not_fit_its_classes_is_refused():
     for wrong in (PHOTOGRAPHS.astype(float), PHOTOGRAPHS[:, :40], PHOTOGRAPHS[0]):
         with pytest.raises(SkinbookError, match="must be uint8"):
             bundle().probabilities(wrong)
+
+
+def test_nothing_is_imported_where_tensors_have_no_memory():
+    """What a library makes of tensors while it is imported would have none either: torch 2.6 could train no more."""
+    code = """
+import sys, torch.utils._device as device
+made, seen = device.DeviceContext.__init__, []
+def making(self, *given):
+    seen.append("timm" in sys.modules)
+    made(self, *given)
+device.DeviceContext.__init__ = making
+from skinbook import config, predict_files
+predict_files.open_model(config.book_data("lab_bundle"))
+assert seen == [True], seen
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

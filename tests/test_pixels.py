@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import faulthandler
 import os
 import signal
 import threading
@@ -147,6 +148,7 @@ def test_large_stores_are_sampled(tmp_path, monkeypatch):
 
 def build_and_die(what, number, cache, in_all, count):
     """In a process of its own: build, and be killed at the number-th image drawn, sync or rename."""
+    faulthandler.dump_traceback_later(50, exit=True)  # where it hangs, if it does
     calls = [0]
 
     def die(*_):

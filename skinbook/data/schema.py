@@ -64,7 +64,8 @@ def schema():
     """The pandera schema of the table (imported late: pandera is slow to load)."""
     import pandera.pandas as pa
 
-    text = pd.StringDtype(na_value=np.nan) if pd.__version__ >= "3" else pd.StringDtype()
+    # Missing text equals nothing, and is not "unknown whether equal" as in pandas 2's own type for text.
+    text = pd.StringDtype(na_value=np.nan) if pd.__version__ >= "3" else str
     return pa.DataFrameSchema(
         {
             "image_id": pa.Column(text, pa.Check.str_length(min_value=1), unique=True),
