@@ -281,8 +281,8 @@ def read_about(path: Path) -> pd.DataFrame:
     for name, spellings in wanted.items():
         if (column := _named_column(raw, spellings, path)) is not None:
             plain = [np.nan if one == "" else one for one in raw[column]]
-            plain = pd.Series(plain, index=raw.index, dtype=raw[column].dtype)
-            about[name] = tables.known(raw[column]) if name != "lesion_id" else plain
+            lesion = pd.Series(plain, index=raw.index, dtype=raw[column].dtype)
+            about[name] = tables.known(raw[column]) if name != "lesion_id" else lesion
     marks = {c: str(c).lower() for c in raw.columns if str(c).lower() in DIAGNOSES or str(c).lower() == "unk"}
     if "dx" not in about and len(marks) > 1:
         if len(set(marks.values())) < len(marks) or not raw.columns.is_unique:
