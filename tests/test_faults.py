@@ -510,8 +510,11 @@ def test_a_kill_after_the_unpacking_leaves_no_archive(tmp_path, server):
         archive.writestr("x.jpg", b"1")
     server.files["z"] = (tmp_path / "z.zip").read_bytes()
     remote, place = Remote("part.zip", (server.url("z"),)), tmp_path / "data"
-    whole = faults.run(lambda: fetch_and_unpack(remote, tmp_path / "whole"), tmp_path / "whole")
-    for moment in range(whole.operations - 7, whole.operations + 1):
+    # On a busy machine an undisturbed download may count one operation more than the next: the fewest of three.
+    whole = min(
+        faults.run(lambda: fetch_and_unpack(remote, tmp_path / name), tmp_path / name).operations for name in "abc"
+    )
+    for moment in range(whole - 7, whole + 1):
         assert faults.run(lambda: fetch_and_unpack(remote, place), place, kill_at=moment).killed
         fetch_and_unpack(remote, place)
         assert files(place) == ["hashes.json", "part/x.jpg"], moment
