@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import faults
@@ -511,9 +512,8 @@ def test_a_kill_after_the_unpacking_leaves_no_archive(tmp_path, server):
     server.files["z"] = (tmp_path / "z.zip").read_bytes()
     remote, place = Remote("part.zip", (server.url("z"),)), tmp_path / "data"
     # On a busy machine an undisturbed download may count one operation more than the next: the fewest of three.
-    whole = min(
-        faults.run(lambda: fetch_and_unpack(remote, tmp_path / name), tmp_path / name).operations for name in "abc"
-    )
+    others = [tmp_path / name for name in "abc"]
+    whole = min(faults.run(partial(fetch_and_unpack, remote, other), other).operations for other in others)
     for moment in range(whole - 7, whole + 1):
         assert faults.run(lambda: fetch_and_unpack(remote, place), place, kill_at=moment).killed
         fetch_and_unpack(remote, place)
