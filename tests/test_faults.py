@@ -8,6 +8,7 @@ import copy
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
