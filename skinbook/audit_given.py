@@ -280,9 +280,11 @@ def read_about(path: Path) -> pd.DataFrame:
     wanted = {"lesion_id": LESION_COLUMNS, "dx": LABEL_COLUMNS, **OTHERS}
     for name, spellings in wanted.items():
         if (column := _named_column(raw, spellings, path)) is not None:
-            plain = [np.nan if one == "" else one for one in raw[column]]
-            lesion = pd.Series(plain, index=raw.index, dtype=raw[column].dtype)
-            about[name] = tables.known(raw[column]) if name != "lesion_id" else lesion
+            text = raw[column]
+            if name == "lesion_id":  # as it is spelled
+                about[name] = pd.Series([one or np.nan for one in text], index=raw.index, dtype=text.dtype)
+            else:
+                about[name] = tables.known(text)
     marks = {c: str(c).lower() for c in raw.columns if str(c).lower() in DIAGNOSES or str(c).lower() == "unk"}
     if "dx" not in about and len(marks) > 1:
         if len(set(marks.values())) < len(marks) or not raw.columns.is_unique:

@@ -270,12 +270,11 @@ def _no_number(what: str, batch: Batch, train: Batches) -> SkinbookError:
     inputs = batch.inputs if isinstance(batch.inputs, tuple) else (batch.inputs,)
     sound = torch.stack([part.reshape(len(part), -1).isfinite().all(1) for part in inputs]).all(0).cpu().numpy()
     rows = batch.rows if sound.all() else batch.rows[~sound]
-    those = (
-        ("rows ", rows, " of the photographs") if train.names is None else ("", [train.names[row] for row in rows], "")
-    )
+    those = f"rows {', '.join(map(str, rows))} of the photographs"
+    if train.names is not None:
+        those = ", ".join(train.names[row] for row in rows)
     return SkinbookError(
-        f"{what} ({those[0]}{', '.join(map(str, those[1]))}{those[2]}). Lower the learning rate, or look at those images; "
-        "the last checkpoint is untouched."
+        f"{what} ({those}). Lower the learning rate, or look at those images; the last checkpoint is untouched."
     )
 
 

@@ -19,6 +19,7 @@ from skinbook.bundle import Bundle
 from skinbook.config import SkinbookError
 from skinbook.splits import lesion_split
 from skinbook.train_bundle import Recipe, train
+from skinbook.training import fit
 
 CLASSES = ("nv", "mel", "bcc", "vasc")
 SMALL = Recipe(image=32, epochs=2, batch_size=16)
@@ -80,6 +81,21 @@ def test_it_knows_what_it_has_seen_and_the_test_lesions_it_has_not(trained, data
     for part, seen in (("train", True), ("validation", True), ("test", False)):
         some = table.iloc[split.rows(part)]
         assert (bundle.seen.knows(some["image_id"], some["lesion_id"]) == seen).all(), part
+
+
+def test_a_loss_that_is_no_number_names_the_images(dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        train_bundle, "fit", lambda network, batches, *_, **__: fit(network, batches, epochs=1, loss=broken, log=None)
+    )
+
+    def broken(logits, labels):
+        return logits.sum() * float("nan")
+
+    with pytest.raises(SkinbookError, match=r"epoch 1, batch 1 \(") as told:
+        train(dataset, SMALL, tmp_path)
+    named = str(told.value).partition("(")[2].partition(")")[0].split(", ")
+    assert len(named) > 1
+    assert set(named) <= set(lesion_split(dataset.table).images("train"))
 
 
 def test_the_test_lesions_have_no_part_in_it(trained, dataset, tmp_path):
