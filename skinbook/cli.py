@@ -37,7 +37,20 @@ This is a teaching tool, not a medical device.
 """
 
 # What a reader does first stands first.
-ORDER = ("data", "run", "train", "evaluate", "predict", "app", "strongest", "bundle", "audit", "bench", "book")
+ORDER = (
+    "data",
+    "run",
+    "train",
+    "evaluate",
+    "predict",
+    "app",
+    "strongest",
+    "copied",
+    "bundle",
+    "audit",
+    "bench",
+    "book",
+)
 
 
 class Ordered(typer.core.TyperGroup):
@@ -128,6 +141,34 @@ def strongest_command(
     strongest.run(edition, seeds, record, jobs, bundle=bundle, file=models, device=device, tell=_tell)
     if outlines and not chapter.lacking(("masks",), edition):
         strongest_masks.run(edition, seeds, record, device=device, tell=_tell)
+
+
+@app.command("copied")
+def copied_command(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[SYSTEMS]...", help="Names of data/systems.toml; all when left out.")
+    ] = None,
+    edition: Edition = "",
+    size: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="full (wants a GPU), small or scratch; several times for several. By the device when left out."
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="How many of each: 0, 1, ...")] = 3,
+    record: Annotated[bool, typer.Option("--record", help="Open the test, and write the ledger.")] = False,
+    jobs: Annotated[int, typer.Option(help="How many trainings at a time, each with its share of the cores.")] = 1,
+    systems: Annotated[Path | None, typer.Option(help="Another list of systems than data/systems.toml.")] = None,
+) -> None:
+    """Train the five systems as copied, on a shuffled split and by lesion, and measure what the leak is worth to each."""
+    from skinbook import chapter, copied, runs
+
+    edition, _ = _dials(edition, "full")
+    if record:  # before hours of training, not after them
+        runs.recordable()
+    device = chapter.device()
+    sizes = size or (["small", "scratch"] if device == "cpu" else ["full"])
+    copied.run(edition, sizes, seeds, record, jobs, names or (), file=systems, device=device, tell=_tell)
 
 
 @app.command("spread")

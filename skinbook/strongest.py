@@ -188,7 +188,7 @@ def train(
         seed=seed,
         **shown,
     )
-    checkpoint, clock = kept.with_suffix(".checkpoint"), _Clock(kept.with_suffix(".minutes"))
+    checkpoint, clock = kept.with_suffix(".checkpoint"), Clock(kept.with_suffix(".minutes"))
 
     def after_epoch(line: str) -> None:
         clock.keep()
@@ -235,7 +235,7 @@ def train(
     return kept
 
 
-class _Clock:
+class Clock:
     """Minutes of training, those before an interruption included."""
 
     def __init__(self, file: Path) -> None:

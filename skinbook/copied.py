@@ -1,0 +1,502 @@
+"""The five systems as copied: `skinbook copied` trains them and measures what their split is worth.
+
+Each system of `data/systems.toml` is trained three times a seed, and judged once:
+
+    shuffled   on a random split of the photographs, the widely copied way: the number that such a notebook reports
+    unseen     on the book's split by lesion
+    seen       the same, but other photographs of the test lesions are among the training ones (chapter 03's model A)
+
+*unseen* and *seen* have equally many photographs of every diagnosis, and are compared on the same photographs of the same
+lesions: the difference is what the leak is worth. The networks are the chapters' own: their classes are read out of the
+chapters, so what is measured here is what is taught there. A training that has its file is not done again.
+"""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import json
+import multiprocessing
+import sys
+import tomllib
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from skinbook import ledger
+from skinbook.augment import Augment
+from skinbook.batches import Batches
+from skinbook.config import SkinbookError, book_data
+from skinbook.data import pixels
+from skinbook.diagnoses import malignant
+from skinbook.evaluation import Evaluation, Interval, difference, softmax
+from skinbook.files import replaced
+from skinbook.keyed import key_bits
+from skinbook.losses import class_weights
+from skinbook.networks import SCRATCH, Backbone, Classifier, parameters
+from skinbook.splits import Split, leakage_pair, lesion_split, random_split
+from skinbook.strongest import Clock, NotAtHand, ledger_run
+from skinbook.training import fit, predict
+
+KINDS = ("shuffled", "unseen", "seen")
+SIZES = ("full", "small", "scratch")
+METRICS = ("accuracy", "balanced accuracy", "malignant ROC AUC")
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+CHAPTERS = Path(__file__).resolve().parent.parent / "chapters"
+
+
+@dataclass(frozen=True)
+class System:
+    """One of the five systems at a size; `data/systems.toml` says what the fields mean."""
+
+    name: str
+    title: str
+    size: str
+    chapter: str
+    network: str
+    weights: str
+    image: int
+    epochs: int
+    learning_rate: float
+    optimizer: str
+    schedule: str
+    monitor: str
+    joint: str = ""
+    binary: bool = False
+    form: tuple[str, ...] = ()
+    beside: str = ""
+    weight_decay: float = 0.0
+    patience: int | None = None
+    augment: Mapping[str, Any] = field(default_factory=dict)
+    batch_size: int = 32
+    precision: str = "fp32"
+
+    @property
+    def key(self) -> str:
+        """Its name in the ledger."""
+        return f"{self.name}, {self.size}"
+
+
+def systems(size: str, file: Path | None = None) -> list[System]:
+    """The systems of `data/systems.toml` that come in a size.
+
+    Raises
+    ------
+    SkinbookError
+        If the size is unknown, the list cannot be read, or a system in it has an unknown or a missing field.
+    """
+    if size not in SIZES:
+        raise SkinbookError(f"{size!r} is no size of a copied system; choose from {', '.join(SIZES)}.")
+    file = file or book_data("systems.toml")
+    try:
+        told = tomllib.loads(file.read_text(encoding="utf-8"))["systems"]
+        found = []
+        for name, about in told.items():
+            sizes = {"full": {}} | {key: about.pop(key) for key in SIZES if key in about}
+            if size in sizes:
+                whole = about | sizes[size]
+                found.append(System(name, size=size, **whole | {"form": tuple(whole.get("form", ()))}))
+        return found
+    except (OSError, tomllib.TOMLDecodeError, TypeError, KeyError, AttributeError) as error:
+        raise SkinbookError(f"{file.name} is not a list of systems ({error}). Restore it from git.") from None
+
+
+def taught(chapter: str, *names: str) -> dict[str, Any]:
+    """Classes and functions as a chapter's text defines them, by name.
+
+    Raises
+    ------
+    SkinbookError
+        If there is no such chapter here, or it does not define one of them.
+    """
+    page = CHAPTERS / f"{chapter}.md"
+    if not page.is_file():
+        raise SkinbookError(f"The copied systems are read out of the chapters, and {page.name} is not here.")
+    found: dict[str, Any] = {"nn": nn, "torch": torch, "np": np, "pd": pd, "pairwise": itertools.pairwise}
+    for cell in page.read_text(encoding="utf-8").split("```{code-cell}")[1:]:
+        code = cell.split("```")[0].split("\n---\n")[-1]
+        code = "\n".join(line for line in code.splitlines() if not line.startswith((":", "%", "!")))
+        if not any(f"class {name}" in code or f"def {name}" in code for name in names):
+            continue
+        tree = ast.parse(code)
+        tree.body = [node for node in tree.body if getattr(node, "name", "") in names]
+        exec(compile(tree, page.name, "exec"), found)  # the chapter's own code, which every reader runs too
+    if missing := [name for name in names if name not in found]:
+        raise SkinbookError(f"{page.name} defines no {missing[0]}.")
+    return found
+
+
+@dataclass(frozen=True)
+class Photographs:
+    """What the systems learn from: the table, its frozen split, the shuffled one, and the pair that measures leakage."""
+
+    dataset: Any
+    split: Split
+    rows: Mapping[tuple[str, str], np.ndarray]
+
+    @classmethod
+    def of(cls, dataset: Any) -> Photographs:
+        split = lesion_split(dataset.table, identical=dataset.identical)
+        shuffled = random_split(dataset.table)
+        pair = leakage_pair(dataset.table, split, identical=dataset.identical)
+        rows = {("shuffled", part): shuffled.rows(part) for part in ("train", "validation", "test")}
+        for kind, train, test in (("unseen", pair.unseen, split.rows("test")), ("seen", pair.seen, pair.test)):
+            rows |= {(kind, "train"): train, (kind, "validation"): split.rows("validation"), (kind, "test"): test}
+        return cls(dataset, split, rows)
+
+    def classes(self, system: System) -> tuple[str, ...]:
+        return ("benign", "malignant") if system.binary else tuple(self.dataset.classes)
+
+    def labels(self, system: System) -> np.ndarray:
+        """Positions in `classes`, int64 (photographs,)."""
+        dx = self.dataset.table["dx"]
+        if system.binary:
+            return dx.map(malignant).to_numpy(dtype=np.int64)
+        return dx.map(list(self.dataset.classes).index).to_numpy(dtype=np.int64)
+
+    def judge(self, system: System, rows: np.ndarray, logits: np.ndarray) -> Evaluation:
+        lesions = self.dataset.table["lesion_id"].to_numpy(dtype=object)[rows]
+        return Evaluation(self.labels(system)[rows], softmax(logits), lesions, self.classes(system))
+
+
+def form_of(system: System, table: pd.DataFrame, train: np.ndarray) -> np.ndarray | None:
+    """The form as chapter 06 encodes it, float32 (photographs, inputs), without the columns that the system does not read."""
+    if not system.form:
+        return None
+    encoded = taught(system.chapter, "encoded")["encoded"](table, train)
+    columns = [name for name in encoded if name.split(":")[0] in system.form]
+    return encoded[columns].to_numpy()
+
+
+def network_of(system: System, classes: int, inputs: int = 0) -> tuple[nn.Module, dict[str, Any], str]:
+    """The system's network, how its photographs are normalised, and where its weights come from.
+
+    Raises
+    ------
+    NotAtHand
+        If it starts from pretrained weights, and there are none.
+    """
+    if not system.network:
+        return taught(system.chapter, system.joint)[system.joint](classes), dict(IMAGENET), SCRATCH
+    backbone = Backbone(system.network, system.weights)
+    if system.weights == "pretrained" and backbone.weights == SCRATCH:
+        raise NotAtHand(f"{system.key}: left out, since it starts from pretrained weights and none are at hand.")
+    network: nn.Module
+    if system.joint == "Fusion":
+        network = taught(system.chapter, "MetadataMLP", "FusionHead", "Fusion")["Fusion"](backbone, inputs, classes)
+    elif system.joint:
+        network = taught(system.chapter, system.joint)[system.joint](backbone, classes)
+    else:
+        network = Classifier(backbone, classes)
+    return network, {"mean": backbone.mean, "std": backbone.std}, backbone.weights
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One training. logits : float (n, classes) of the photographs of the kind's test part."""
+
+    system: System
+    kind: str
+    seed: int
+    logits: np.ndarray
+    about: Mapping[str, Any]
+
+
+def file_of(system: System, kind: str, seed: int, photographs: Photographs, folder: Path) -> Path:
+    """Where a training's scores are kept; the name changes with what the system is made of, the seed and the split."""
+    own = {key: value for key, value in asdict(system).items() if key not in ("title", "beside")}
+    known_by = key_bits(json.dumps([own, kind, seed, photographs.split.fingerprint], sort_keys=True))
+    return folder / f"{system.name}-{system.size}-{kind}-{seed}-{known_by:016x}.npz"
+
+
+def train(
+    system: System,
+    kind: str,
+    seed: int,
+    photographs: Photographs,
+    folder: Path,
+    cache: Path,
+    device: str = "cpu",
+    log: Callable[[str], None] | None = None,
+) -> Path:
+    """Train a system and keep its scores of the kind's test photographs, in float16; returns their file.
+
+    What is there already is not done again, and an interrupted training goes on after its last epoch.
+    """
+    kept = file_of(system, kind, seed, photographs, folder)
+    if kept.exists():
+        return kept
+    folder.mkdir(parents=True, exist_ok=True)
+    dataset, rows = (
+        photographs.dataset,
+        {part: photographs.rows[kind, part] for part in ("train", "validation", "test")},
+    )
+    classes, labels = photographs.classes(system), photographs.labels(system)
+    form = form_of(system, dataset.table, rows["train"])
+    torch.manual_seed(seed)
+    network, normal, weights = network_of(system, len(classes), 0 if form is None else form.shape[1])
+    images = pixels.build(dataset, system.image, cache).pixels
+    names = dataset.table["image_id"].tolist()
+    common: dict[str, Any] = {**normal, "device": device, "names": names, "beside": form}
+    learn = Batches(
+        images,
+        labels,
+        rows["train"],
+        system.batch_size,
+        augment=Augment(**system.augment) if system.augment else None,
+        shuffle=True,
+        seed=seed,
+        **common,
+    )
+    validation, test = (Batches(images, labels, rows[part], 128, **common) for part in ("validation", "test"))
+    weight = class_weights(labels[rows["train"]], len(classes)).to(device) if system.binary else None
+    checkpoint, clock = kept.with_suffix(".checkpoint"), Clock(kept.with_suffix(".minutes"))
+
+    def after_epoch(line: str) -> None:
+        clock.keep()
+        if log:
+            log(line)
+
+    done = fit(
+        network,
+        learn,
+        validation,
+        epochs=system.epochs,
+        learning_rate=system.learning_rate,
+        weight_decay=system.weight_decay,
+        optimizer=system.optimizer,
+        schedule=system.schedule,
+        monitor=system.monitor,
+        patience=system.patience,
+        loss=nn.CrossEntropyLoss(weight=weight),
+        precision=system.precision,
+        seed=seed,
+        checkpoint=checkpoint,
+        log=after_epoch,
+    )
+    about = {
+        "system": asdict(system),
+        "kind": kind,
+        "seed": seed,
+        "split": photographs.split.fingerprint,
+        "weights": weights,
+        "parameters": parameters(network),
+        "photographs": len(rows["train"]),
+        "best_epoch": done.best_epoch,
+        "curve": done.history.to_dict("list"),
+        "minutes": clock.keep(),
+        "package": ledger.package_hash(),
+        **ledger.surroundings(device),
+    }
+    logits = predict(network, test).astype(np.float16)
+    with replaced(kept) as partial, partial.open("wb") as file:
+        np.savez_compressed(file, about=np.frombuffer(json.dumps(about).encode(), np.uint8), logits=logits)
+    for finished in (checkpoint, clock.file):
+        finished.unlink(missing_ok=True)
+    return kept
+
+
+def load(file: Path) -> Trained:
+    """What `train` kept.
+
+    Raises
+    ------
+    SkinbookError
+        If the file is damaged.
+    """
+    try:
+        with np.load(file, allow_pickle=False) as held:
+            about = json.loads(held["about"].tobytes())
+            logits = held["logits"].astype(np.float64)
+        system = System(**about["system"] | {"form": tuple(about["system"]["form"])})
+        return Trained(system, about["kind"], about["seed"], logits, about)
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        raise SkinbookError(
+            f"The scores {file} cannot be read ({error}). Delete the file; that system is trained anew."
+        ) from None
+
+
+@dataclass(frozen=True)
+class Order:
+    """One training as a process of its own gets it."""
+
+    system: System
+    kind: str
+    seed: int
+    edition: str
+    folder: Path
+    threads: int
+    device: str
+
+
+def carry_out(order: Order) -> tuple[Order, Path | None, str]:
+    """Train as ordered; returns the order, and the file of the scores, or None and why there is none."""
+    from skinbook.config import settings
+    from skinbook.data import catalog
+    from skinbook.memory import keep_freed_memory
+
+    torch.set_num_threads(order.threads)
+    keep_freed_memory()
+    about = settings()
+    photographs = Photographs.of(catalog.load(order.edition, about))
+
+    def say(line: str) -> None:
+        print(f"{order.system.key}, {order.kind}, seed {order.seed}: {line}", file=sys.stderr, flush=True)
+
+    try:
+        if order.system.size == "full" and order.device == "cpu":
+            raise NotAtHand(f"{order.system.key}: left out, since it wants a GPU.")
+        arguments = (order.system, order.kind, order.seed, photographs, order.folder, about.cache, order.device, say)
+        return order, train(*arguments), ""
+    except NotAtHand as why:
+        return order, None, str(why)
+
+
+def run(
+    edition: str,
+    sizes: Sequence[str] = ("full",),
+    seeds: int = 3,
+    recorded: bool = False,
+    jobs: int = 1,
+    only: Sequence[str] = (),
+    folder: Path | None = None,
+    file: Path | None = None,
+    device: str = "cpu",
+    tell: Callable[[str], None] = print,
+) -> list[str]:
+    """Train what is not trained yet, system by system; with `recorded`, judge each as soon as all its seeds are there.
+
+    Parameters
+    ----------
+    sizes : of SIZES. seeds : how many of each. jobs : trainings at a time, each with its share of the cores.
+    only : names of systems; all when empty. folder : where scores are kept. file : another list than `data/systems.toml`.
+
+    Returns
+    -------
+    The keys of those that are trained whole.
+
+    Raises
+    ------
+    SkinbookError
+        If there are no seeds or jobs, or a name or a size is unknown.
+    """
+    from skinbook.config import settings
+    from skinbook.data import catalog
+
+    if seeds < 1 or jobs < 1:
+        raise SkinbookError(f"{seeds} seeds and {jobs} jobs: expected at least one of each.")
+    wanted = [system for size in sizes for system in systems(size, file)]
+    if unknown := [name for name in only if name not in {system.name for system in wanted}]:
+        known = ", ".join(dict.fromkeys(system.name for system in wanted))
+        raise SkinbookError(f"{unknown[0]!r} is not a copied system of this size; choose from {known}.")
+    wanted = [system for system in wanted if not only or system.name in only]
+    about = settings()
+    folder = folder or about.cache / "copied" / edition
+    threads = max(1, about.threads // jobs)
+    photographs = Photographs.of(catalog.load(edition, about))
+    orders = [
+        Order(system, kind, seed, edition, folder, threads, device)
+        for system in wanted
+        for seed in range(seeds)
+        for kind in KINDS
+    ]
+    kept: dict[str, dict[tuple[str, int], Trained]] = {}
+    whole: list[str] = []
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for order, found, why in pool.map(carry_out, orders) if jobs > 1 else map(carry_out, orders):
+            if found is None:
+                tell(why)
+                continue
+            of_system = kept.setdefault(order.system.key, {})
+            of_system[order.kind, order.seed] = load(found)
+            if len(of_system) == seeds * len(KINDS):
+                whole.append(order.system.key)
+                tell(f"Trained: {order.system.key}")
+                if recorded:
+                    beside = [one for one in wanted if (one.name, one.size) == (order.system.beside, order.system.size)]
+                    others = kept.get(beside[0].key, {}) if beside else {}
+                    tell(
+                        f"Recorded in data/results/{record(order.system, of_system, others, photographs, edition).name}"
+                    )
+    return whole
+
+
+# The test, opened once
+
+
+def reports(
+    own: Mapping[str, Trained], other: Trained | None, photographs: Photographs
+) -> tuple[dict[str, Interval], dict[str, Interval]]:
+    """What the test photographs say of a system with one seed: results, and those of them that claims stand on.
+
+    Parameters
+    ----------
+    own : its three trainings, by kind. other : the same system with `dx_type` on its form, trained on unseen lesions.
+    """
+    system = own["unseen"].system
+    rows = {kind: photographs.rows[kind, "test"] for kind in KINDS}
+    place = {row: k for k, row in enumerate(rows["unseen"])}
+    paired = [place[row] for row in rows["seen"]]  # the paired photographs among the test lesions'
+    judged = {kind: photographs.judge(system, rows[kind], own[kind].logits) for kind in KINDS}
+    never = photographs.judge(system, rows["seen"], own["unseen"].logits[paired])
+    found = {
+        name: Interval(float(number), np.nan, np.nan)
+        for name, number in (
+            ("parameters", own["unseen"].about["parameters"]),
+            ("photographs that it trains with", own["unseen"].about["photographs"]),
+            ("photographs in the paired test", len(paired)),
+        )
+    }
+    claims = {}
+    for metric in METRICS:
+        known_as = "macro ROC AUC" if system.binary and metric == "malignant ROC AUC" else metric  # of two, the same
+        found[f"random split: {metric}"] = judged["shuffled"].metric(known_as)
+        found[f"unseen lesions: {metric}"] = judged["unseen"].metric(known_as)
+        found[f"paired test, other photographs seen: {metric}"] = judged["seen"].metric(known_as)
+        found[f"paired test, lesions never seen: {metric}"] = never.metric(known_as)
+        found[f"the leak: {metric}"] = difference(judged["seen"], never, known_as)
+        claims[f"other photographs of a lesion flatter the system ({metric})"] = found[f"the leak: {metric}"]
+        if other:
+            with_it = photographs.judge(other.system, rows["unseen"], other.logits)
+            found[f"dx_type: {metric}"] = difference(with_it, judged["unseen"], known_as)
+            claims[f"dx_type flatters the system ({metric})"] = found[f"dx_type: {metric}"]
+    return found, claims
+
+
+def record(
+    system: System,
+    trained: Mapping[tuple[str, int], Trained],
+    others: Mapping[tuple[str, int], Trained],
+    photographs: Photographs,
+    edition: str,
+) -> Path:
+    """Judge a system on the test and write it into the ledger; returns its file. trained, others : by kind and seed."""
+    runs = {}
+    for seed in sorted({seed for _, seed in trained}):
+        own = {kind: trained[kind, seed] for kind in KINDS}
+        found, claims = reports(own, others.get(("unseen", seed)), photographs)
+        about = {
+            **own["unseen"].about,
+            "code": f"{key_bits(json.dumps(asdict(system), sort_keys=True)):016x}"[:12],
+            "minutes": sum(one.about["minutes"] for one in own.values()),
+        }
+        runs[seed] = ledger_run(found, system.title, about) | {
+            "claims": {name: _claim(of) for name, of in claims.items()}
+        }
+    return ledger.write(
+        "results", edition, "full", system.key, ledger.entry(runs, datetime.now(UTC).strftime("%Y-%m-%d"))
+    )
+
+
+def _claim(found: Interval) -> dict[str, Any]:
+    return {"verdict": ledger.verdict(found.low, found.high), "above": 0.0, **vars(found)}
