@@ -1,28 +1,28 @@
-"""A page on this machine to try a model with: `skinbook app`, then drop a photograph.
+"""A page on this machine to try a model with: `skinbook app`, then drop a photograph. The page is Gradio's.
 
-It keeps nothing. An upload lies in a temporary folder while it is decoded, and the folder is removed before the answer
-goes out; no request is logged. The server listens on 127.0.0.1, and answers only what comes from its own page: the host
-and the origin of a request are checked, so that no other page in the same browser can use it. The page loads nothing
-from elsewhere, and its content security policy holds the browser to that.
+It keeps nothing. Gradio lays an upload into a temporary folder; it is removed before the answer goes out, what was never
+asked about a minute later, and the folder when the page ends. Pictures in an answer are part of it and no files. No request
+is logged. The server listens on 127.0.0.1 and answers only what comes from its own page: the host and the origin of a
+request are checked, so that no other page in the same browser can use it, and of Gradio's addresses only those that this
+page needs are open. The page loads nothing from elsewhere, and its content security policy holds the browser to that.
 """
 
 from __future__ import annotations
 
+import asyncio
 import base64
-import contextlib
 import io
-import re
-import secrets
+import json
+import os
+import shutil
 import socket
-import sys
-import threading
+import time
+import traceback
 from dataclasses import dataclass, replace
 from html import escape
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
-from urllib.parse import unquote
 
 import numpy as np
 from PIL import Image
@@ -35,8 +35,8 @@ from skinbook.diagnoses import DIAGNOSES
 from skinbook.files import reason
 from skinbook.predict_files import Prediction, answers, prediction
 
-LARGEST = 20_000_000  # bytes of an upload
-TOO_LARGE = f"is larger than {LARGEST // 1_000_000} MB, the most that this page takes. Save it smaller, as a JPEG"
+LARGEST = 20 * 2**20  # bytes of an upload
+TOO_LARGE = f"is larger than {LARGEST // 2**20} MB, the most that this page takes. Save it smaller, as a JPEG"
 DRAWN = (
     "It has learned from drawn lesions only: what it says of a real one means nothing. "
     "The command skinbook lab write FOLDER writes drawn ones."
@@ -45,9 +45,19 @@ HOSTS = ("127.0.0.1", "localhost")
 PORT = 8765
 SHOWN = 384  # side in pixels of the pictures in an answer
 OUTLINED = 128  # side at which the outline is looked for; a hair is then about a pixel wide, and goes
-PATIENCE = 30.0  # seconds without a byte after which a connection ends
-LONGEST = 120.0  # seconds that a request may take to arrive
-AT_ONCE = 16  # connections; each may hold an upload
+LONGEST = 120.0  # seconds that an upload may take to arrive
+SLACK = 2**20  # bytes that a request may be longer than its upload
+AT_ONCE = 64  # connections; a browser opens up to six
+FORGOTTEN = 60.0  # seconds after which an upload that nobody asked about is removed
+# What the page asks for. Gradio has more (its own documentation, files, a proxy), which has no business here.
+OPEN = (
+    "/assets/", "/static/", "/svelte/", "/favicon.ico", "/theme.css", "/config", "/gradio_api/upload", "/gradio_api/upload_progress",
+    "/gradio_api/queue/join", "/gradio_api/queue/data", "/gradio_api/heartbeat/", "/gradio_api/startup-events",
+)  # fmt: skip
+POLICY = (
+    "default-src 'none'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
+    "font-src 'self'; connect-src 'self'; base-uri 'self'; form-action 'none'; frame-ancestors 'none'"
+)
 
 
 @dataclass(frozen=True)
@@ -239,7 +249,6 @@ def _picture(pixels: np.ndarray | None, title: str, caption: str) -> str:
 
 
 def _row(name: str, p: float, kind: str, threshold: float | None = None) -> str:
-    # A drawing, not a styled element: the page's policy forbids styles that come with an answer.
     tick = "" if threshold is None else f'<rect class="tick" x="{100 * threshold:.1f}" width="0.8" height="4"/>'
     mark = ' <small class="mark">malignant</small>' if kind and threshold is None else ""
     return (
@@ -254,174 +263,270 @@ def _name(dx: str) -> str:
     return escape(DIAGNOSES[dx].name if dx in DIAGNOSES else dx)
 
 
-def page(model: Model, note: str, nonce: str) -> str:
-    """The page, empty. note : a sentence about the bundle. nonce : what its style and script are known by."""
+def words_of(model: Model, note: str) -> str:
+    """What the page says of its model, escaped. note : a sentence about the bundle."""
     point = "" if model.threshold is None else f" Operating point: {model.threshold:.2f}."
-    text = Path(__file__).with_name("app.html").read_text(encoding="utf-8")
-    slots = {
-        "disclaimer": escape(DISCLAIMER),
-        "model": escape(f"{model.about}{point} {note}".strip()),
-        "largest": str(LARGEST),
-        "too large": escape(TOO_LARGE),
-        "nonce": nonce,
-    }
-    return re.sub(r"\{\{(.+?)\}\}", lambda slot: slots[slot[1]], text)
+    return escape(f"{model.about}{point} {note}".strip())
 
 
-# The server -----------------------------------------------------------------------------------------------------------
+# The page -------------------------------------------------------------------------------------------------------------
 
 
-class Server(ThreadingHTTPServer):
-    """The page of one model, on this machine only."""
+def answer(model: Model, upload: str, folder: Path) -> str:
+    """The answer to an upload, a file that Gradio laid into `folder`, as HTML. The file is gone before this returns."""
+    file = Path(upload).resolve()
+    name = "".join(c for c in file.name if c.isprintable()).strip()[-120:] or "The file"
+    if file.parent.parent != folder.resolve():  # Gradio looks, too; but what follows removes files
+        return _fault(f"{name} was not uploaded here.")
+    try:
+        return shown(model, look(model, file.read_bytes(), name))
+    except OSError as error:
+        place = f"{gettempdir()} cannot be written ({reason(error)})"
+        return _fault(f"{name} cannot be looked at, since {place}. Free some space there.")
+    except SkinbookError as error:
+        return _fault(str(error))
+    except Exception:
+        traceback.print_exc()
+        return _fault("Something went wrong in here; the terminal that runs skinbook app says what.")
+    finally:
+        # Gradio gives every upload a folder of its own, and lays an empty file beside it.
+        shutil.rmtree(file.parent, ignore_errors=True)
+        for one in folder.glob("tmp*"):
+            if one.is_file():
+                one.unlink(missing_ok=True)
 
-    daemon_threads = True
+
+def _fault(sentence: str) -> str:
+    return f'<p class="fault">{escape(sentence)}</p>'
+
+
+def blocks(model: Model, note: str, folder: Path) -> Any:
+    """The page as Gradio's Blocks: a place to drop a photograph, and below it what the model says.
+
+    folder : where Gradio lays uploads.
+    """
+    gr = _gradio()
+    with gr.Blocks(title="skinbook: ask a model", analytics_enabled=False, fill_width=False) as page:
+        gr.HTML(
+            f'<p class="device" role="note"><strong>{escape(DISCLAIMER)}</strong></p>', elem_id="device", padding=False
+        )
+        gr.HTML(f'<h1>Ask a model about a photograph</h1><p class="model">{words_of(model, note)}</p>')
+        drop = gr.File(label="A photograph", file_count="single", type="filepath", height=150)
+        gr.HTML(
+            '<p class="note">Dermoscopy only, up to 20 MB. It stays on this machine, and nothing of it is kept.</p>'
+        )
+        said = gr.HTML('<div id="answer" aria-live="polite"></div>')
+
+        def ask(upload: str) -> tuple[str, None]:
+            return f'<div id="answer" aria-live="polite">{answer(model, upload, folder)}</div>', None
+
+        # One at a time: memory holds one photograph, and Grad-CAM hooks into the network.
+        drop.upload(ask, drop, [said, drop], concurrency_limit=1, api_visibility="private", show_progress="hidden")
+    page.queue(max_size=16)
+    return page
+
+
+def _gradio() -> Any:
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read as it is imported
+    try:
+        import gradio
+    except ImportError:
+        raise SkinbookError(
+            "skinbook app is a page of Gradio, which is not installed: pip install 'skinbook[app]'."
+        ) from None
+    return gradio
+
+
+class Guard:
+    """An ASGI application in front of Gradio's: what is not from this page, or too large or too slow, does not reach it."""
+
+    def __init__(self, inner: Any, port: int, folder: Path) -> None:
+        self.inner, self.port, self.folder = inner, port, folder
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            return await self.inner(scope, receive, send)
+        if scope["type"] != "http":  # no part of the page is a web socket
+            return await send({"type": "websocket.close"})
+        headers = {key.decode("latin-1").lower(): value.decode("latin-1") for key, value in scope["headers"]}
+        host, origin = headers.get("host", ""), headers.get("origin")
+        if host not in [f"{name}:{self.port}" for name in HOSTS] or origin not in (None, f"http://{host}"):
+            return await _say(send, 403, "This page answers its own machine only.")
+        path = scope["path"]
+        if path != "/" and not path.startswith(OPEN):
+            return await _say(send, 404, "There is nothing at this address.")
+        told = headers.get("content-length", "0")
+        if not (told.isascii() and told.isdecimal()) or "transfer-encoding" in headers:
+            return await _say(send, 411, "The length of the upload was not told.")
+        if len(told) > 15 or int(told) > (LARGEST if path == "/gradio_api/upload" else 0) + SLACK:
+            return await _say(send, 413, f"The upload {TOO_LARGE}.")
+        self.sweep()
+        left = LONGEST
+
+        async def in_time() -> Any:
+            nonlocal left
+            if scope["method"] != "POST":
+                return await receive()
+            started = time.monotonic()
+            try:
+                return await asyncio.wait_for(receive(), left)
+            except TimeoutError:
+                return {"type": "http.disconnect"}
+            finally:
+                left -= time.monotonic() - started
+
+        if path == "/gradio_api/queue/join":
+            # Gradio mounted like this would fetch whatever path or address the question names.
+            whole = await _body(in_time)
+            if not self.uploaded(whole):
+                return await _say(send, 400, "That file was not uploaded here.")
+            in_time = _again(whole, in_time)
+
+        async def with_policy(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], *_headers()]
+            await send(message)
+
+        await self.inner(scope, in_time, with_policy)
+
+    def uploaded(self, question: bytes) -> bool:
+        """Whether a question to the page is about one file, and that one was laid into the folder."""
+        try:
+            (asked,) = json.loads(question)["data"]
+            return Path(asked["path"]).resolve().parent.parent == self.folder.resolve()
+        except (ValueError, TypeError, KeyError, OSError):
+            return False
+
+    def sweep(self) -> None:
+        """Remove what was uploaded a while ago and never asked about."""
+        for one in self.folder.iterdir():
+            if time.time() - one.stat().st_mtime > FORGOTTEN:
+                shutil.rmtree(one, ignore_errors=True)
+
+
+async def _body(receive: Any) -> bytes:
+    """The body of a request; empty where it did not arrive whole."""
+    whole = b""
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            return b""
+        whole += message.get("body", b"")
+        if not message.get("more_body", False):
+            return whole
+
+
+def _again(whole: bytes, receive: Any) -> Any:
+    """What hands on a body that was read already, and then whatever else arrives."""
+    messages = [{"type": "http.request", "body": whole, "more_body": False}]
+
+    async def handed_on() -> Any:
+        return messages.pop() if messages else await receive()
+
+    return handed_on
+
+
+def _headers() -> list[tuple[bytes, bytes]]:
+    return [
+        (b"content-security-policy", POLICY.encode()),
+        (b"cache-control", b"no-store"),
+        (b"referrer-policy", b"no-referrer"),
+        (b"x-content-type-options", b"nosniff"),
+    ]
+
+
+async def _say(send: Any, status: int, sentence: str) -> None:
+    kind = (b"content-type", b"text/html; charset=utf-8")
+    await send({"type": "http.response.start", "status": status, "headers": [kind, *_headers()]})
+    await send({"type": "http.response.body", "body": _fault(sentence).encode()})
+
+
+class Server:
+    """The page of one model, on this machine only. `serve_forever` returns after `shutdown`, or Ctrl+C."""
 
     def __init__(self, model: Model, host: str = HOSTS[0], port: int = PORT, note: str = "") -> None:
         if host not in HOSTS:
             raise SkinbookError(
                 f"The page is for this machine only, and {host!r} is another address. Leave --host out, or say 127.0.0.1."
             )
-        self.model, self.note, self.turn = model, note, threading.Lock()
-        self.places = threading.BoundedSemaphore(AT_ONCE)
+        self.model = model
+        gr = _gradio()
+        import fastapi
+        import uvicorn
+        from uvicorn.protocols.http.h11_impl import H11Protocol
+
+        class Impatient(H11Protocol):
+            """Ends a connection on which no request arrives whole; Guard looks to the bodies."""
+
+            def connection_made(self, transport: Any) -> None:
+                super().connection_made(transport)
+                self.loop.call_later(LONGEST, self.end_if_idle)
+
+            def end_if_idle(self) -> None:
+                if self.cycle is None or self.cycle.response_complete:
+                    self.transport.close()
+                elif not self.transport.is_closing():
+                    self.loop.call_later(LONGEST, self.end_if_idle)
+
+        self.socket = socket.socket()
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            super().__init__((HOSTS[0], port), Handler)
+            self.socket.bind((HOSTS[0], port))
+            self.socket.listen()
         except (OSError, OverflowError) as error:
-            reason = getattr(error, "strerror", None) or "there is no such port"
+            self.socket.close()
+            why = getattr(error, "strerror", None) or "there is no such port"
             raise SkinbookError(
-                f"Port {port} cannot be used ({reason}). Choose another with --port; 0 finds a free one."
+                f"Port {port} cannot be used ({why}). Choose another with --port; 0 finds a free one."
             ) from None
+        self.server_address = self.socket.getsockname()
+        self.server_port = self.server_address[1]
+        self.folder = TemporaryDirectory(prefix="skinbook-app-")
+        os.environ["GRADIO_TEMP_DIR"] = self.folder.name  # each part of the page reads it as it is made
+        page = blocks(model, note, Path(self.folder.name))
+        inner = gr.mount_gradio_app(
+            fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
+            page,
+            "/",
+            server_name=HOSTS[0],
+            server_port=self.server_port,
+            footer_links=[],
+            run_history=False,
+            max_file_size=LARGEST,
+            ssr_mode=False,
+            pwa=False,
+            mcp_server=False,
+            enable_monitoring=False,
+            show_error=False,
+            theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
+            css_paths=Path(__file__).with_name("app.css"),
+        )
+        guard = Guard(inner, self.server_port, Path(self.folder.name))
+        self.server = uvicorn.Server(
+            uvicorn.Config(
+                guard,
+                http=Impatient,
+                limit_concurrency=AT_ONCE,
+                log_level="critical",
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=1,
+            )
+        )
 
     @property
     def address(self) -> str:
         return f"http://{HOSTS[0]}:{self.server_port}"
 
-    def look(self, data: bytes, name: str) -> str:
-        """The answer to an upload. One at a time: memory holds one photograph, and Grad-CAM hooks into the network."""
-        try:
-            with self.turn:
-                found = look(self.model, data, name)
-        except OSError as error:
-            raise SkinbookError(
-                f"{name} cannot be looked at, since {gettempdir()} cannot be written ({reason(error)}). Free some space there."
-            ) from None
-        return shown(self.model, found)
+    def serve_forever(self) -> None:
+        self.server.run(sockets=[self.socket])
 
-    def process_request(self, request: Any, client_address: Any) -> None:
-        """Answer in a thread of its own, as long as there are few; of more, the connection ends at once."""
-        if not self.places.acquire(blocking=False):
-            return self.shutdown_request(request)
-        try:
-            super().process_request(request, client_address)
-        except BaseException:  # no thread could be started
-            self.places.release()
-            raise
+    def shutdown(self) -> None:
+        self.server.should_exit = True
 
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self.places.release()
+    def __enter__(self) -> Server:
+        return self
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A reader who closes the window is no error."""
-        if not isinstance(sys.exc_info()[1], ConnectionError | TimeoutError):
-            super().handle_error(request, client_address)
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-    timeout = PATIENCE
-    server_version, sys_version = "skinbook", ""
-
-    def setup(self) -> None:
-        super().setup()
-        # No byte of a trickle comes too late by itself.
-        self.late = threading.Timer(LONGEST, self._read_no_more)
-        self.late.daemon = True
-        self.late.start()
-
-    def _read_no_more(self) -> None:
-        with contextlib.suppress(OSError):  # it is closed already
-            self.connection.shutdown(socket.SHUT_RD)
-
-    def finish(self) -> None:
-        self.late.cancel()
-        super().finish()
-
-    def do_GET(self) -> None:
-        if not self._from_here():
-            return
-        if self.path.split("?")[0] != "/":
-            return self._say(404, "There is nothing at this address.")
-        nonce = secrets.token_urlsafe(16)
-        self._send(200, page(self.server.model, self.server.note, nonce), nonce)
-
-    def do_POST(self) -> None:
-        if not self._from_here():
-            return
-        if self.path != "/look":
-            return self._say(404, "There is nothing at this address.")
-        told = self.headers.get("Content-Length", "")
-        if not told.isdecimal():
-            return self._say(411, "The length of the upload was not told.")
-        length = int(told) if len(told) < 16 else sys.maxsize
-        name = _file_name(self.headers.get("X-File-Name", ""))
-        if length > LARGEST:
-            self._pass_over(min(length, 10 * LARGEST))
-            return self._say(413, f"{name} {TOO_LARGE}.")
-        data = self.rfile.read(length)
-        self.late.cancel()
-        if len(data) < length:
-            return  # whoever sent it went away, or was too slow
-        try:
-            self._send(200, self.server.look(data, name))
-        except SkinbookError as error:
-            self._say(500, str(error))
-        except Exception:
-            self._say(500, "Something went wrong in here; the terminal that runs `skinbook app` says what.")
-            raise
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Nothing is logged."""
-
-    def _from_here(self) -> bool:
-        """Whether a request is for this address and, where it names its page, from this page; else it is refused."""
-        ours = [f"{host}:{self.server.server_port}" for host in HOSTS]
-        host, origin = self.headers.get("Host", ""), self.headers.get("Origin")
-        if host in ours and origin in (None, f"http://{host}"):
-            return True
-        self._say(403, "This page answers its own machine only.")
-        return False
-
-    def _pass_over(self, length: int) -> None:
-        """Read and drop, since a browser that is still sending does not hear an answer."""
-        while length > 0 and (piece := self.rfile.read(min(length, 1 << 20))):
-            length -= len(piece)
-
-    def _say(self, status: int, sentence: str) -> None:
-        self._send(status, f'<p class="fault">{escape(sentence)}</p>')
-
-    def _send(self, status: int, text: str, nonce: str = "") -> None:
-        body = text.encode()
-        own = f"'nonce-{nonce}'" if nonce else "'none'"
-        self.send_response(status)
-        for key, value in {
-            "Content-Type": "text/html; charset=utf-8",
-            "Content-Length": str(len(body)),
-            "Cache-Control": "no-store",
-            "Content-Security-Policy": (
-                f"default-src 'none'; img-src data:; style-src {own}; script-src {own}; connect-src 'self'; "
-                "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-            ),
-            "Referrer-Policy": "no-referrer",
-            "X-Content-Type-Options": "nosniff",
-        }.items():
-            self.send_header(key, value)
-        self.end_headers()
-        self.wfile.write(body)
-
-
-def _file_name(told: str) -> str:
-    """The name of an upload, from a header in which all but plain letters are percent-encoded; short, on one line."""
-    name = "".join(c for c in unquote(told) if c.isprintable()).strip()
-    return name[-120:] or "The file"
+    def __exit__(self, *_: Any) -> None:
+        self.socket.close()
+        self.folder.cleanup()

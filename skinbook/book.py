@@ -35,6 +35,7 @@ from skinbook.pages import (
     all_results,
     audits,
     bundled,
+    copied,
     filled,
     held,
     picture,
@@ -439,7 +440,7 @@ def generated(home: Path = HOME) -> dict[Path, str]:
     pages, readme, results = home / "chapters", home / "README.md", home / "chapters" / "results.md"
     shown, audited = [pages / "index.md", pages / "model_card.md"], pages / "audit.md"
     own = home / "data" / "ham10000_bundle"
-    machines, tried, best = (pages / f"{name}.md" for name in ("scaling", "held", "strongest"))
+    machines, tried, best, five = (pages / f"{name}.md" for name in ("scaling", "held", "strongest", "copied"))
     wanted = {
         pages / "references.md": references(pages / "references.bib"),
         readme: with_results(readme.read_text(encoding="utf-8")),
@@ -454,6 +455,7 @@ def generated(home: Path = HOME) -> dict[Path, str]:
             tried.read_text(encoding="utf-8"), held(home / "data" / "held.json", home / "data" / "steady.json"), "held"
         ),
         best: filled(best.read_text(encoding="utf-8"), strongest(), "strongest"),
+        five: filled(five.read_text(encoding="utf-8"), copied(), "copied"),
         machines: scaling(machines.read_text(encoding="utf-8"), home / "data" / "bench"),
     }
     for name in chapters(home):

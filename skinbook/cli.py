@@ -27,6 +27,7 @@ Train a model:            skinbook train --to my-model
   ask it:                 skinbook predict photo.jpg more/ -b my-model
   in a browser:           skinbook app
 How far does it go?       skinbook strongest --edition ham10000
+The five, side by side:   skinbook copied --edition ham10000
 Audit anybody's split:    skinbook audit split.csv --table T --images D
 How fast is it here?      skinbook bench
 Build the pages:          skinbook book build      (or make book, make test)
@@ -111,13 +112,15 @@ def run_command(
 ) -> None:
     """Execute chapters, once a seed, each in a fresh kernel, and show what they report.
 
-    All of them at full scale begin with the models of `skinbook strongest`, which are kept one by one.
+    All of them at full scale begin with the models of `skinbook strongest` and `skinbook copied`, which are kept one
+    by one.
     """
     from skinbook import runs
 
     dials = _dials(edition, scale)
     if not chapters and dials == ("ham10000", "full"):
         strongest_command("ham10000", seeds, record, jobs)
+        copied_command(None, "ham10000", None, seeds, record, jobs, None)
     runs.run(chapters or (), *dials, seeds, record, resume, tell=_tell, jobs=jobs)
 
 

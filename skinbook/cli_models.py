@@ -157,7 +157,7 @@ def app(
     host: Annotated[str, typer.Option(help="127.0.0.1: the page is for this machine only.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 for a free one.")] = 8765,
 ) -> None:
-    """Ask a bundle in the browser: drop a photograph on a page of this machine, which keeps nothing."""
+    """Ask a bundle in the browser: drop a photograph on a page of this machine, which keeps nothing (needs Gradio)."""
     from skinbook import predict_files
     from skinbook.app import DRAWN, Server
 

@@ -7,14 +7,11 @@ Each system of `data/systems.toml` is trained three times a seed, and judged onc
     seen       the same, but other photographs of the test lesions are among the training ones (chapter 03's model A)
 
 *unseen* and *seen* have equally many photographs of every diagnosis, and are compared on the same photographs of the same
-lesions: the difference is what the leak is worth. The networks are the chapters' own: their classes are read out of the
-chapters, so what is measured here is what is taught there. A training that has its file is not done again.
+lesions: the difference is what the leak is worth. A training that has its file is not done again.
 """
 
 from __future__ import annotations
 
-import ast
-import itertools
 import json
 import multiprocessing
 import sys
@@ -25,6 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +48,8 @@ from skinbook.training import fit, predict
 
 KINDS = ("shuffled", "unseen", "seen")
 SIZES = ("full", "small", "scratch")
-METRICS = ("accuracy", "balanced accuracy", "malignant ROC AUC")
+METRICS = ("accuracy", "balanced accuracy", "malignant ROC AUC")  # `data/systems.toml` has them for its page
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-CHAPTERS = Path(__file__).resolve().parent.parent / "chapters"
 
 
 @dataclass(frozen=True)
@@ -111,29 +108,89 @@ def systems(size: str, file: Path | None = None) -> list[System]:
         raise SkinbookError(f"{file.name} is not a list of systems ({error}). Restore it from git.") from None
 
 
-def taught(chapter: str, *names: str) -> dict[str, Any]:
-    """Classes and functions as a chapter's text defines them, by name.
+# The chapters' own networks and their form, word for word: a test compares them with the chapters.
 
-    Raises
-    ------
-    SkinbookError
-        If there is no such chapter here, or it does not define one of them.
-    """
-    page = CHAPTERS / f"{chapter}.md"
-    if not page.is_file():
-        raise SkinbookError(f"The copied systems are read out of the chapters, and {page.name} is not here.")
-    found: dict[str, Any] = {"nn": nn, "torch": torch, "np": np, "pd": pd, "pairwise": itertools.pairwise}
-    for cell in page.read_text(encoding="utf-8").split("```{code-cell}")[1:]:
-        code = cell.split("```")[0].split("\n---\n")[-1]
-        code = "\n".join(line for line in code.splitlines() if not line.startswith((":", "%", "!")))
-        if not any(f"class {name}" in code or f"def {name}" in code for name in names):
-            continue
-        tree = ast.parse(code)
-        tree.body = [node for node in tree.body if getattr(node, "name", "") in names]
-        exec(compile(tree, page.name, "exec"), found)  # the chapter's own code, which every reader runs too
-    if missing := [name for name in names if name not in found]:
-        raise SkinbookError(f"{page.name} defines no {missing[0]}.")
-    return found
+
+class CNNLSTM(nn.Module):
+    """A convolutional network, its features as a sequence of length one, an LSTM, and a linear layer."""
+
+    def __init__(self, backbone, classes, hidden=256):
+        super().__init__()
+        self.backbone = backbone
+        self.lstm = nn.LSTM(backbone.channels, hidden, batch_first=True)
+        self.classifier = nn.Linear(hidden, classes)
+
+    def forward(self, x):
+        features = self.backbone(x).mean(dim=(2, 3))  # (photographs, channels)
+        states, _ = self.lstm(features[:, None])  # (photographs, 1, hidden)
+        return self.classifier(states[:, -1])
+
+
+class CustomCNN(nn.Module):
+    """Blocks of convolution and pooling, a mean over places, a linear layer."""
+
+    def __init__(self, classes, widths=(32, 64, 128, 256)):
+        super().__init__()
+        self.blocks = nn.Sequential()
+        for narrow, wide in pairwise((3, *widths)):
+            convolution = nn.Conv2d(narrow, wide, 3, padding=1, bias=False)
+            block = (convolution, nn.MaxPool2d(2), nn.BatchNorm2d(wide), nn.ReLU())
+            self.blocks.append(nn.Sequential(*block))
+        self.dropout = nn.Dropout(0.3)
+        self.classifier = nn.Linear(widths[-1], classes)
+
+    def forward(self, x):
+        features = self.blocks(x).mean(dim=(2, 3))  # (photographs, channels)
+        return self.classifier(self.dropout(features))
+
+
+class MetadataMLP(nn.Sequential):
+    """A row of the form (n, inputs) to an embedding (n, 64)."""
+
+    def __init__(self, inputs, width=128, dropout=0.3):
+        layers = []
+        for before, after in ((inputs, width), (width, width)):
+            layers += [nn.Linear(before, after), nn.ReLU()]
+            layers += [nn.BatchNorm1d(after), nn.Dropout(dropout)]
+        super().__init__(*layers, nn.Linear(width, 64))
+
+
+class FusionHead(nn.Module):
+    """Features of a photograph and a row of the form, side by side."""
+
+    def __init__(self, channels, inputs, classes):
+        super().__init__()
+        self.metadata = MetadataMLP(inputs)
+        self.classifier = nn.Linear(channels + 64, classes)
+
+    def forward(self, pair):
+        features, form = pair
+        joined = torch.cat([features, self.metadata(form)], dim=1)
+        return self.classifier(joined)
+
+
+class Fusion(nn.Module):
+    """The whole system: a backbone in front of the fusion head."""
+
+    def __init__(self, backbone, inputs, classes):
+        super().__init__()
+        self.backbone = backbone
+        self.head = FusionHead(backbone.channels, inputs, classes)
+
+    def forward(self, pair):
+        photographs, form = pair
+        return self.head((self.backbone(photographs).mean(dim=(2, 3)), form))
+
+
+def encoded(table, train):
+    """The form as numbers: a column for the age, and one for each other word."""
+    age = table["age"].where(table["age"] > 0)
+    known = age.iloc[train]
+    columns = {"age": (age.fillna(known.mean()) - known.mean()) / known.std()}
+    for name in ("sex", "site", "dx_type"):
+        words = table[name].astype(object).fillna("unknown")
+        columns |= pd.get_dummies(words, prefix=name, prefix_sep=": ").to_dict("series")  # type: ignore[arg-type]
+    return pd.DataFrame(columns).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -173,9 +230,8 @@ def form_of(system: System, table: pd.DataFrame, train: np.ndarray) -> np.ndarra
     """The form as chapter 06 encodes it, float32 (photographs, inputs), without the columns that the system does not read."""
     if not system.form:
         return None
-    encoded = taught(system.chapter, "encoded")["encoded"](table, train)
-    columns = [name for name in encoded if name.split(":")[0] in system.form]
-    return encoded[columns].to_numpy()
+    form = encoded(table, train)
+    return form[[name for name in form if name.split(":")[0] in system.form]].to_numpy()
 
 
 def network_of(system: System, classes: int, inputs: int = 0) -> tuple[nn.Module, dict[str, Any], str]:
@@ -186,16 +242,16 @@ def network_of(system: System, classes: int, inputs: int = 0) -> tuple[nn.Module
     NotAtHand
         If it starts from pretrained weights, and there are none.
     """
-    if not system.network:
-        return taught(system.chapter, system.joint)[system.joint](classes), dict(IMAGENET), SCRATCH
+    if system.joint == "CustomCNN":
+        return CustomCNN(classes), dict(IMAGENET), SCRATCH
     backbone = Backbone(system.network, system.weights)
     if system.weights == "pretrained" and backbone.weights == SCRATCH:
         raise NotAtHand(f"{system.key}: left out, since it starts from pretrained weights and none are at hand.")
     network: nn.Module
-    if system.joint == "Fusion":
-        network = taught(system.chapter, "MetadataMLP", "FusionHead", "Fusion")["Fusion"](backbone, inputs, classes)
-    elif system.joint:
-        network = taught(system.chapter, system.joint)[system.joint](backbone, classes)
+    if system.joint == "CNNLSTM":
+        network = CNNLSTM(backbone, classes)
+    elif system.joint == "Fusion":
+        network = Fusion(backbone, inputs, classes)
     else:
         network = Classifier(backbone, classes)
     return network, {"mean": backbone.mean, "std": backbone.std}, backbone.weights

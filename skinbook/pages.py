@@ -137,9 +137,13 @@ def all_results() -> str:
 
 
 def _title(name: str, edition: str, scale: str) -> str:
-    """What a heading calls an entry of the ledger: a chapter, or one of the choices of `data/models.toml`."""
+    """What a heading calls an entry of the ledger: a chapter, a choice of `data/models.toml` or a system of `data/systems.toml`."""
     if name in (choices := _choices()):
         return choices[name]["title"]
+    system, _, size = name.partition(", ")
+    if size:
+        listed = _list_of_systems()
+        return f"{listed['systems'][system]['title']}, {listed['sizes'][size]['title'].lower()}"
     return f"{name[:2]} {chapter.recipe(name, edition, scale)['title']}"
 
 
@@ -188,6 +192,67 @@ def strongest(edition: str = "ham10000") -> str:
         parts.append(_table(["On the test lesions", "Measured", "95 % interval", "Seeds", "Aimed at"], rows))
         parts.append(ledger.provenance_line(about, edition, "full"))
     return "\n\n".join(parts)
+
+
+def copied(edition: str = "ham10000") -> str:
+    """The five systems as copied, as Markdown: for each size that is recorded, what a random split says of them, what
+    unseen lesions say, and what the leak is worth."""
+    about = _list_of_systems()
+    parts = []
+    for size, of_size in about["sizes"].items():
+        found = {
+            name: held
+            for name in about["systems"]
+            if (held := ledger.read("results", edition, "full", f"{name}, {size}"))
+        }
+        if not found:
+            continue
+        parts.append(f"## {of_size['title']}\n\n{of_size['about']}")
+        for metric in about["metrics"]:
+            rows = [
+                [
+                    about["systems"][name]["title"],
+                    *_result_cells(held["reports"][f"random split: {metric}"])[:2],
+                    *_result_cells(held["reports"][f"unseen lesions: {metric}"])[:2],
+                ]
+                for name, held in found.items()
+            ]
+            head = ["System", "Random split", "95 % interval", "Unseen lesions", "95 % interval"]
+            parts.append(f"**{metric[0].upper()}{metric[1:]}**:\n\n{_table(head, rows)}")
+        for cause, sentence in (
+            (
+                "other photographs of a lesion flatter",
+                "What other photographs of the test lesions are worth, on the same photographs",
+            ),
+            ("dx_type flatters", "What `dx_type` is worth, on the same unseen lesions"),
+        ):
+            gains = [
+                (name, metric, held["claims"].get(f"{cause} the system ({metric})"))
+                for name, held in found.items()
+                for metric in about["metrics"]
+            ]
+            rows = [
+                [
+                    about["systems"][name]["title"],
+                    metric,
+                    _alike(gain, "value"),
+                    _result_cells(gain)[1],
+                    ledger.verdict_over_seeds(gain),
+                ]
+                for name, metric, gain in gains
+                if gain
+            ]
+            if rows:
+                head = ["System", "Score", "Gain", "95 % interval", "It flatters"]
+                parts.append(f"**{sentence}**:\n\n{_table(head, rows)}")
+        for name, held in found.items():
+            line = ledger.provenance_line(held["provenance"], edition, "full")
+            parts.append(f"{about['systems'][name]['title']}: {line}")
+    return "\n\n".join(parts) or "Nothing is recorded yet."
+
+
+def _list_of_systems() -> dict[str, Any]:
+    return tomllib.loads(book_data("systems.toml").read_text(encoding="utf-8"))
 
 
 def published(file: Path) -> str:

@@ -109,6 +109,34 @@ def test_outlines_are_for_editions_with_masks(monkeypatch):
     assert asked == [("models", "ham10000"), ("outlines", "ham10000"), ("models", "bcn20000")]
 
 
+def test_everything_at_full_scale_is_one_command(monkeypatch):
+    from skinbook import chapter, copied, strongest, strongest_masks
+
+    asked = []
+
+    def noted(name):
+        return lambda *given, **options: asked.append((name, *given))
+
+    for module in (strongest, strongest_masks, copied, runs):
+        monkeypatch.setattr(module, "run", noted(module.__name__))
+    monkeypatch.setattr(runs, "recordable", lambda: None)
+    assert (
+        call(monkeypatch, "run", "--edition", "ham10000", "--scale", "full", "--seeds", "2", "--record", "--resume")
+        == 0
+    )
+    assert [name for name, *_ in asked] == [
+        f"skinbook.{name}" for name in ("strongest", "strongest_masks", "copied", "runs")
+    ]
+    sizes = ["full"] if chapter.device() != "cpu" else ["small", "scratch"]
+    assert asked[2] == ("skinbook.copied", "ham10000", sizes, 2, True, 1, ())
+    asked.clear()
+    call(monkeypatch, "copied", "copied_binary", "--edition", "ham10000", "--size", "small", "--jobs", "2")
+    assert asked == [("skinbook.copied", "ham10000", ["small"], 3, False, 2, ["copied_binary"])]
+    asked.clear()
+    call(monkeypatch, "run", "--edition", "ham10000", "--scale", "quick")
+    assert [name for name, *_ in asked] == ["skinbook.runs"]
+
+
 def test_a_strongest_model_needs_seeds_and_jobs(monkeypatch, capsys):
     for options in (("--seeds", "0"), ("--jobs", "0")):
         assert call(monkeypatch, "strongest", "--edition", "lab", *options) == 2
