@@ -1,7 +1,7 @@
 """A page on this machine to try a model with: `skinbook app`, then drop a photograph. The page is Gradio's.
 
-It keeps nothing. Gradio lays an upload into a temporary folder; it is removed before the answer goes out, what was never
-asked about a minute later, and the folder when the page ends. Pictures in an answer are part of it and no files. No request
+It keeps nothing. Gradio lays an upload into a temporary folder; it is removed before the answer goes out, what nobody
+asked about with the first request after a minute, and the folder when the page ends. Pictures in an answer are part of it and no files. No request
 is logged. The server listens on 127.0.0.1 and answers only what comes from its own page: the host and the origin of a
 request are checked, so that no other page in the same browser can use it, and of Gradio's addresses only those that this
 page needs are open. The page loads nothing from elsewhere, and its content security policy holds the browser to that.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import io
 import json
 import os
@@ -45,7 +46,7 @@ HOSTS = ("127.0.0.1", "localhost")
 PORT = 8765
 SHOWN = 384  # side in pixels of the pictures in an answer
 OUTLINED = 128  # side at which the outline is looked for; a hair is then about a pixel wide, and goes
-LONGEST = 120.0  # seconds that an upload may take to arrive
+LONGEST = 120.0  # seconds that a request may take to arrive
 SLACK = 2**20  # bytes that a request may be longer than its upload
 AT_ONCE = 64  # connections; a browser opens up to six
 FORGOTTEN = 60.0  # seconds after which an upload that nobody asked about is removed
@@ -400,8 +401,9 @@ class Guard:
     def sweep(self) -> None:
         """Remove what was uploaded a while ago and never asked about."""
         for one in self.folder.iterdir():
-            if time.time() - one.stat().st_mtime > FORGOTTEN:
-                shutil.rmtree(one, ignore_errors=True)
+            with contextlib.suppress(OSError):  # it is gone already
+                if time.time() - one.stat().st_mtime > FORGOTTEN:
+                    shutil.rmtree(one) if one.is_dir() else one.unlink()
 
 
 async def _body(receive: Any) -> bytes:
@@ -530,3 +532,5 @@ class Server:
     def __exit__(self, *_: Any) -> None:
         self.socket.close()
         self.folder.cleanup()
+        if os.environ.get("GRADIO_TEMP_DIR") == self.folder.name:
+            del os.environ["GRADIO_TEMP_DIR"]
