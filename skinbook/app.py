@@ -1,10 +1,11 @@
 """A page on this machine to try a model with: `skinbook app`, then drop a photograph. The page is Gradio's.
 
 It keeps nothing. Gradio lays an upload into a temporary folder; it is removed before the answer goes out, what nobody
-asked about with the first request after a minute, and the folder when the page ends. Pictures in an answer are part of it and no files. No request
-is logged. The server listens on 127.0.0.1 and answers only what comes from its own page: the host and the origin of a
-request are checked, so that no other page in the same browser can use it, and of Gradio's addresses only those that this
-page needs are open. The page loads nothing from elsewhere, and its content security policy holds the browser to that.
+asked about with the first request after a minute, and the folder when the page ends. Pictures in an answer are part of
+it and no files. No request is logged. The server listens on 127.0.0.1 and answers only what comes from its own page:
+the host and the origin of a request are checked, so that no other page in the same browser can use it, and of Gradio's
+addresses only those that this page needs are open. The page loads nothing from elsewhere, and its content security
+policy holds the browser to that.
 """
 
 from __future__ import annotations
