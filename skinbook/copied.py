@@ -37,7 +37,7 @@ from skinbook.batches import Batches
 from skinbook.config import SkinbookError, book_data
 from skinbook.data import pixels
 from skinbook.diagnoses import malignant
-from skinbook.evaluation import Evaluation, Interval, difference, softmax
+from skinbook.evaluation import Evaluation, Interval, difference, mean_interval, softmax
 from skinbook.files import replaced
 from skinbook.keyed import key_bits
 from skinbook.losses import class_weights
@@ -490,43 +490,72 @@ def run(
 # The test, opened once
 
 
-def reports(
-    own: Mapping[str, Trained], other: Trained | None, photographs: Photographs
-) -> tuple[dict[str, Interval], dict[str, Interval]]:
-    """What the test photographs say of a system with one seed: results, and those of them that claims stand on.
+RANDOM, UNSEEN = "random split", "unseen lesions"
+KNOWN, NEVER = "paired test, other photographs seen", "paired test, lesions never seen"
 
-    Parameters
-    ----------
-    own : its three trainings, by kind. other : the same system with `dx_type` on its form, trained on unseen lesions.
-    """
+
+def judged(own: Mapping[str, Trained], photographs: Photographs) -> dict[str, Evaluation]:
+    """What a system's three trainings with one seed, by kind, are judged by."""
     system = own["unseen"].system
     rows = {kind: photographs.rows[kind, "test"] for kind in KINDS}
     place = {row: k for k, row in enumerate(rows["unseen"])}
     paired = [place[row] for row in rows["seen"]]  # the paired photographs among the test lesions'
-    judged = {kind: photographs.judge(system, rows[kind], own[kind].logits) for kind in KINDS}
-    never = photographs.judge(system, rows["seen"], own["unseen"].logits[paired])
-    found = {
-        name: Interval(float(number), np.nan, np.nan)
-        for name, number in (
-            ("parameters", own["unseen"].about["parameters"]),
-            ("photographs that it trains with", own["unseen"].about["photographs"]),
-            ("photographs in the paired test", len(paired)),
-        )
+    return {
+        RANDOM: photographs.judge(system, rows["shuffled"], own["shuffled"].logits),
+        UNSEEN: photographs.judge(system, rows["unseen"], own["unseen"].logits),
+        KNOWN: photographs.judge(system, rows["seen"], own["seen"].logits),
+        NEVER: photographs.judge(system, rows["seen"], own["unseen"].logits[paired]),
     }
-    claims = {}
+
+
+def known_as(metric: str, system: System) -> str:
+    """Of two classes, the macro area is that of the malignant."""
+    return "macro ROC AUC" if system.binary and metric == "malignant ROC AUC" else metric
+
+
+def reports(own: Mapping[str, Trained], photographs: Photographs) -> dict[str, Interval]:
+    """What the test photographs say of a system with one seed. own : its three trainings, by kind."""
+    system, found = own["unseen"].system, judged(own, photographs)
+    counts = {
+        "parameters": own["unseen"].about["parameters"],
+        "photographs that it trains with": own["unseen"].about["photographs"],
+        "photographs in the paired test": len(found[NEVER].labels),
+    }
+    return {
+        **{name: Interval(float(number), np.nan, np.nan) for name, number in counts.items()},
+        **{f"{name}: {m}": of.metric(known_as(m, system)) for m in METRICS for name, of in found.items()},
+        **{f"the leak: {m}": difference(found[KNOWN], found[NEVER], known_as(m, system)) for m in METRICS},
+    }
+
+
+def gains(
+    seeds: Sequence[Mapping[str, Trained]], others: Sequence[Trained], photographs: Photographs
+) -> dict[str, Interval]:
+    """What the traps are worth to a system: the mean over its seeds, which share the resampled lesions.
+
+    Parameters
+    ----------
+    seeds : of each seed, the three trainings by kind. others : the same system with `dx_type` on its form, trained on
+        unseen lesions, with the same seeds; or none.
+    """
+    system = seeds[0]["unseen"].system
+    of_seeds = [judged(own, photographs) for own in seeds]
+    found = {}
     for metric in METRICS:
-        known_as = "macro ROC AUC" if system.binary and metric == "malignant ROC AUC" else metric  # of two, the same
-        found[f"random split: {metric}"] = judged["shuffled"].metric(known_as)
-        found[f"unseen lesions: {metric}"] = judged["unseen"].metric(known_as)
-        found[f"paired test, other photographs seen: {metric}"] = judged["seen"].metric(known_as)
-        found[f"paired test, lesions never seen: {metric}"] = never.metric(known_as)
-        found[f"the leak: {metric}"] = difference(judged["seen"], never, known_as)
-        claims[f"other photographs of a lesion flatter the system ({metric})"] = found[f"the leak: {metric}"]
-        if other:
-            with_it = photographs.judge(other.system, rows["unseen"], other.logits)
-            found[f"dx_type: {metric}"] = difference(with_it, judged["unseen"], known_as)
-            claims[f"dx_type flatters the system ({metric})"] = found[f"dx_type: {metric}"]
-    return found, claims
+        pairs = {"other photographs of a lesion flatter": [(of[KNOWN], of[NEVER]) for of in of_seeds]}
+        if others:
+            rows = photographs.rows["unseen", "test"]
+            pairs["dx_type flatters"] = [
+                (photographs.judge(other.system, rows, other.logits), of[UNSEEN])
+                for other, of in zip(others, of_seeds, strict=True)
+            ]
+        name = known_as(metric, system)
+        for cause, both in pairs.items():
+            draws = [a.resampled(name) - b.resampled(name) for a, b in both]
+            found[f"{cause} the system ({metric})"] = mean_interval(
+                draws, [difference(a, b, name).value for a, b in both]
+            )
+    return found
 
 
 def record(
@@ -537,18 +566,19 @@ def record(
     edition: str,
 ) -> Path:
     """Judge a system on the test and write it into the ledger; returns its file. trained, others : by kind and seed."""
+    seeds = sorted({seed for _, seed in trained})
+    own = {seed: {kind: trained[kind, seed] for kind in KINDS} for seed in seeds}
+    beside = [others["unseen", seed] for seed in seeds if ("unseen", seed) in others]
+    found = gains(list(own.values()), beside if len(beside) == len(seeds) else [], photographs)
+    claims = {sentence: _claim(gain) for sentence, gain in found.items()}
     runs = {}
-    for seed in sorted({seed for _, seed in trained}):
-        own = {kind: trained[kind, seed] for kind in KINDS}
-        found, claims = reports(own, others.get(("unseen", seed)), photographs)
+    for seed, of_seed in own.items():
         about = {
-            **own["unseen"].about,
+            **of_seed["unseen"].about,
             "code": f"{key_bits(json.dumps(asdict(system), sort_keys=True)):016x}"[:12],
-            "minutes": sum(one.about["minutes"] for one in own.values()),
+            "minutes": sum(one.about["minutes"] for one in of_seed.values()),
         }
-        runs[seed] = ledger_run(found, system.title, about) | {
-            "claims": {name: _claim(of) for name, of in claims.items()}
-        }
+        runs[seed] = ledger_run(reports(of_seed, photographs), system.title, about) | {"claims": claims}
     return ledger.write(
         "results", edition, "full", system.key, ledger.entry(runs, datetime.now(UTC).strftime("%Y-%m-%d"))
     )
