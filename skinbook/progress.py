@@ -20,12 +20,27 @@ def watched() -> bool:
     return sys.stderr is not None and sys.stderr.isatty()
 
 
-def bar(total: int, what: str, *, unit: str = "image", shown: bool = True):
-    """A tqdm bar of `total` steps with the label `what`; it draws nothing unless `shown` and a person is looking."""
-    if not (shown and watched()):
-        from tqdm import tqdm
+class Unseen:
+    """A bar that nobody looks at.
 
-        return tqdm(total=total, disable=True)
+    tqdm's own disabled bar takes a lock that all processes share, and starts a thread that takes it every ten seconds. A
+    process that is forked meanwhile, or whose neighbour is killed meanwhile, would wait for it for ever.
+    """
+
+    def update(self, n: int = 1) -> None:
+        """Do nothing."""
+
+    def __enter__(self) -> Unseen:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def bar(total: int, what: str, *, unit: str = "image", shown: bool = True):
+    """A tqdm bar of `total` steps with the label `what`, where `shown` and a person is looking; else an unseen one."""
+    if not (shown and watched()):
+        return Unseen()
     from tqdm.auto import tqdm as drawn  # a widget in a notebook, a line in a terminal
 
     return drawn(total=total, desc=what, unit=f" {unit}", leave=False)

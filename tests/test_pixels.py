@@ -6,6 +6,7 @@ import faulthandler
 import os
 import signal
 import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -199,6 +200,47 @@ def test_after_kills_the_store_is_the_same_and_little_is_done_twice(tmp_path):
     assert last.images.count == 0  # everything had been listed before the renames
     assert store.path.read_bytes() == undisturbed
     assert leftovers(tmp_path / "b") == []
+
+
+@contextmanager
+def held_elsewhere(lock):
+    """A block in which another thread has a lock."""
+    has, enough = threading.Event(), threading.Event()
+
+    def hold():
+        with lock:
+            has.set()
+            enough.wait(120)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    has.wait(60)
+    try:
+        yield
+    finally:
+        enough.set()
+        thread.join()
+
+
+def waits_for_tqdm():
+    from tqdm import tqdm
+
+    process = FORK.Process(target=lambda: tqdm(total=1, disable=True).close())
+    process.start()
+    process.join(1)
+    waits = process.is_alive()
+    process.kill()
+    process.join()
+    return waits
+
+
+def test_a_process_forked_while_a_bar_holds_its_lock_builds_all_the_same(tmp_path):
+    """Once in many hundred forks the thread that watches over tqdm's bars had their lock, and the child hung."""
+    from tqdm import tqdm
+
+    with held_elsewhere(tqdm.get_lock()):
+        assert killed("rename", 3, tmp_path)
+        assert waits_for_tqdm(), "a bar of tqdm's own does wait, so this test can fail"
 
 
 @killed_while_built
