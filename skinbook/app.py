@@ -1,11 +1,11 @@
 """A page on this machine to try a model with: `skinbook app`, then drop a photograph. The page is Gradio's.
 
 It keeps nothing. Gradio lays an upload into a temporary folder; it is removed before the answer goes out, what nobody
-asked about with the first request after a minute, and the folder when the page ends. Pictures in an answer are part of
-it and no files. No request is logged. The server listens on 127.0.0.1 and answers only what comes from its own page:
-the host and the origin of a request are checked, so that no other page in the same browser can use it, and of Gradio's
-addresses only those that this page needs are open. The page loads nothing from elsewhere, and its content security
-policy holds the browser to that.
+asked about with the first request after ten minutes, and the folder when the page ends. Pictures in an answer are part
+of it and no files, and the session in which Gradio remembers an answer is dropped with it. No request is logged. The
+server listens on 127.0.0.1 and answers only what comes from its own page: the host and the origin of a request are
+checked, so that no other page in the same browser can use it, and of Gradio's addresses only those that this page needs
+are open. The page loads nothing from elsewhere, and its content security policy holds the browser to that.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from html import escape
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
+from urllib.parse import parse_qs
 
 import numpy as np
 from PIL import Image
@@ -50,12 +51,15 @@ OUTLINED = 128  # side at which the outline is looked for; a hair is then about 
 LONGEST = 120.0  # seconds that a request may take to arrive
 SLACK = 2**20  # bytes that a request may be longer than its upload
 AT_ONCE = 64  # connections; a browser opens up to six
-FORGOTTEN = 60.0  # seconds after which an upload that nobody asked about is removed
+FORGOTTEN = 600.0  # seconds after which an upload that nobody asked about is removed
 # What the page asks for. Gradio has more (its own documentation, files, a proxy), which has no business here.
 OPEN = (
-    "/assets/", "/static/", "/svelte/", "/favicon.ico", "/theme.css", "/config", "/gradio_api/upload", "/gradio_api/upload_progress",
-    "/gradio_api/queue/join", "/gradio_api/queue/data", "/gradio_api/heartbeat/", "/gradio_api/startup-events",
+    "/", "/favicon.ico", "/theme.css", "/config", "/gradio_api/startup-events", "/gradio_api/upload",
+    "/gradio_api/upload_progress", "/gradio_api/queue/join", "/gradio_api/queue/data",
 )  # fmt: skip
+OPEN_BELOW = ("/assets/", "/static/", "/svelte/", "/gradio_api/heartbeat/")
+# Gradio would take its own address from such headers.
+UNHEARD = (b"x-forwarded-", b"forwarded", b"x-gradio-", b"x-real-")
 POLICY = (
     "default-src 'none'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
     "font-src 'self'; connect-src 'self'; base-uri 'self'; form-action 'none'; frame-ancestors 'none'"
@@ -276,12 +280,14 @@ def words_of(model: Model, note: str) -> str:
 
 def answer(model: Model, upload: str, folder: Path) -> str:
     """The answer to an upload, a file that Gradio laid into `folder`, as HTML. The file is gone before this returns."""
-    file = Path(upload).resolve()
+    file = Path(upload)
     name = "".join(c for c in file.name if c.isprintable()).strip()[-120:] or "The file"
-    if file.parent.parent != folder.resolve():  # Gradio looks, too; but what follows removes files
+    if file.resolve().parent.parent != folder.resolve():  # what follows removes the file
         return _fault(f"{name} was not uploaded here.")
     try:
         return shown(model, look(model, file.read_bytes(), name))
+    except FileNotFoundError:
+        return _fault(f"{name} was looked at already, and is gone. Choose it once more.")
     except OSError as error:
         place = f"{gettempdir()} cannot be written ({reason(error)})"
         return _fault(f"{name} cannot be looked at, since {place}. Free some space there.")
@@ -291,11 +297,9 @@ def answer(model: Model, upload: str, folder: Path) -> str:
         traceback.print_exc()
         return _fault("Something went wrong in here; the terminal that runs skinbook app says what.")
     finally:
-        # Gradio gives every upload a folder of its own, and lays an empty file beside it.
-        shutil.rmtree(file.parent, ignore_errors=True)
-        for one in folder.glob("tmp*"):
-            if one.is_file():
-                one.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # two files of one content share a folder
+            file.unlink(missing_ok=True)
+            file.parent.rmdir()
 
 
 def _fault(sentence: str) -> str:
@@ -319,11 +323,13 @@ def blocks(model: Model, note: str, folder: Path) -> Any:
         )
         said = gr.HTML('<div id="answer" aria-live="polite"></div>')
 
-        def ask(upload: str) -> tuple[str, None]:
-            return f'<div id="answer" aria-live="polite">{answer(model, upload, folder)}</div>', None
+        def ask(upload: dict[str, Any]) -> tuple[str, None]:
+            return f'<div id="answer" aria-live="polite">{answer(model, upload["path"], folder)}</div>', None
 
-        # One at a time: memory holds one photograph, and Grad-CAM hooks into the network.
-        drop.upload(ask, drop, [said, drop], concurrency_limit=1, api_visibility="private", show_progress="hidden")
+        # One at a time: memory holds one photograph, and Grad-CAM hooks into the network. With `preprocess`, Gradio would
+        # lay an empty file beside the upload.
+        options = {"concurrency_limit": 1, "api_visibility": "private", "show_progress": "hidden", "preprocess": False}
+        drop.upload(ask, drop, [said, drop], **options)
     page.queue(max_size=16)
     return page
 
@@ -342,8 +348,8 @@ def _gradio() -> Any:
 class Guard:
     """An ASGI application in front of Gradio's: what is not from this page, or too large or too slow, does not reach it."""
 
-    def __init__(self, inner: Any, port: int, folder: Path) -> None:
-        self.inner, self.port, self.folder = inner, port, folder
+    def __init__(self, inner: Any, page: Any, port: int, folder: Path) -> None:
+        self.inner, self.page, self.port, self.folder = inner, page, port, folder
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
@@ -355,7 +361,7 @@ class Guard:
         if host not in [f"{name}:{self.port}" for name in HOSTS] or origin not in (None, f"http://{host}"):
             return await _say(send, 403, "This page answers its own machine only.")
         path = scope["path"]
-        if path != "/" and not path.startswith(OPEN):
+        if not path.isprintable() or not (path in OPEN or path.startswith(OPEN_BELOW)):
             return await _say(send, 404, "There is nothing at this address.")
         told = headers.get("content-length", "0")
         if not (told.isascii() and told.isdecimal()) or "transfer-encoding" in headers:
@@ -363,6 +369,7 @@ class Guard:
         if len(told) > 15 or int(told) > (LARGEST if path == "/gradio_api/upload" else 0) + SLACK:
             return await _say(send, 413, f"The upload {TOO_LARGE}.")
         self.sweep()
+        scope["headers"] = [(key, value) for key, value in scope["headers"] if not key.lower().startswith(UNHEARD)]
         left = LONGEST
 
         async def in_time() -> Any:
@@ -378,11 +385,11 @@ class Guard:
                 left -= time.monotonic() - started
 
         if path == "/gradio_api/queue/join":
-            # Gradio mounted like this would fetch whatever path or address the question names.
-            whole = await _body(in_time)
-            if not self.uploaded(whole):
+            if (question := self.question(await _body(in_time))) is None:
                 return await _say(send, 400, "That file was not uploaded here.")
-            in_time = _again(whole, in_time)
+            kept = [(key, value) for key, value in scope["headers"] if key.lower() != b"content-length"]
+            scope["headers"] = [*kept, (b"content-length", str(len(question)).encode())]
+            in_time = _again(question, in_time)
 
         async def with_policy(message: Any) -> None:
             if message["type"] == "http.response.start":
@@ -390,17 +397,32 @@ class Guard:
             await send(message)
 
         await self.inner(scope, in_time, with_policy)
+        if path == "/gradio_api/queue/data":  # the answer went out
+            for session in parse_qs(scope["query_string"].decode("latin-1")).get("session_hash", []):
+                self.page.state_holder.session_data.pop(session, None)
+                self.page.state_holder.time_last_used.pop(session, None)
 
-    def uploaded(self, question: bytes) -> bool:
-        """Whether a question to the page is about one file, and that one was laid into the folder."""
+    def question(self, told: bytes) -> bytes | None:
+        """A question to the page, made anew of nothing but the session and the one file, if that was laid into the folder.
+
+        Gradio, mounted in another application, copies whatever file and fetches whatever address a question names.
+        """
         try:
-            (asked,) = json.loads(question)["data"]
-            return Path(asked["path"]).resolve().parent.parent == self.folder.resolve()
-        except (ValueError, TypeError, KeyError, OSError):
-            return False
+            asked = json.loads(told)
+            (file,), session = asked["data"], asked["session_hash"]
+            laid = Path(file["path"])
+            if str(laid.resolve()) != file["path"] or laid.parent.parent != self.folder or not laid.is_file():
+                return None
+            if not (session.isascii() and session.isalnum()):
+                return None
+        except (ValueError, TypeError, KeyError, AttributeError, OSError, RecursionError):
+            return None
+        one = {"path": file["path"], "meta": {"_type": "gradio.FileData"}}
+        return json.dumps({"data": [one], "fn_index": 0, "session_hash": session}).encode()
 
     def sweep(self) -> None:
         """Remove what was uploaded a while ago and never asked about."""
+        self.folder.mkdir(exist_ok=True)  # a system may clean its temporary folders
         for one in self.folder.iterdir():
             with contextlib.suppress(OSError):  # it is gone already
                 if time.time() - one.stat().st_mtime > FORGOTTEN:
@@ -452,8 +474,28 @@ class Server:
             raise SkinbookError(
                 f"The page is for this machine only, and {host!r} is another address. Leave --host out, or say 127.0.0.1."
             )
+        self.socket = socket.socket()
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            self.socket.bind((HOSTS[0], port))
+            self.socket.listen()
+        except (OSError, OverflowError) as error:
+            self.socket.close()
+            why = getattr(error, "strerror", None) or "there is no such port"
+            raise SkinbookError(
+                f"Port {port} cannot be used ({why}). Choose another with --port; 0 finds a free one."
+            ) from None
+        self.server_address = self.socket.getsockname()
+        self.server_port = self.server_address[1]
         self.model = model
-        gr = _gradio()
+        self.temporary = TemporaryDirectory(prefix="skinbook-app-")
+        self.folder = Path(self.temporary.name).resolve()
+        os.environ["GRADIO_TEMP_DIR"] = str(self.folder)  # read as Gradio is imported, and as each part is made
+        try:
+            gr = _gradio()
+        except SkinbookError:
+            self.__exit__()
+            raise
         import fastapi
         import uvicorn
         from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -471,22 +513,7 @@ class Server:
                 elif not self.transport.is_closing():
                     self.loop.call_later(LONGEST, self.end_if_idle)
 
-        self.socket = socket.socket()
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            self.socket.bind((HOSTS[0], port))
-            self.socket.listen()
-        except (OSError, OverflowError) as error:
-            self.socket.close()
-            why = getattr(error, "strerror", None) or "there is no such port"
-            raise SkinbookError(
-                f"Port {port} cannot be used ({why}). Choose another with --port; 0 finds a free one."
-            ) from None
-        self.server_address = self.socket.getsockname()
-        self.server_port = self.server_address[1]
-        self.folder = TemporaryDirectory(prefix="skinbook-app-")
-        os.environ["GRADIO_TEMP_DIR"] = self.folder.name  # each part of the page reads it as it is made
-        page = blocks(model, note, Path(self.folder.name))
+        page = blocks(model, note, self.folder)
         inner = gr.mount_gradio_app(
             fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
             page,
@@ -504,11 +531,13 @@ class Server:
             theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
             css_paths=Path(__file__).with_name("app.css"),
         )
-        guard = Guard(inner, self.server_port, Path(self.folder.name))
+        guard = Guard(inner, page, self.server_port, self.folder)
         self.server = uvicorn.Server(
             uvicorn.Config(
                 guard,
                 http=Impatient,
+                ws="none",
+                proxy_headers=False,
                 limit_concurrency=AT_ONCE,
                 log_level="critical",
                 access_log=False,
@@ -530,8 +559,8 @@ class Server:
     def __enter__(self) -> Server:
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         self.socket.close()
-        self.folder.cleanup()
-        if os.environ.get("GRADIO_TEMP_DIR") == self.folder.name:
+        self.temporary.cleanup()
+        if os.environ.get("GRADIO_TEMP_DIR") == str(self.folder):
             del os.environ["GRADIO_TEMP_DIR"]

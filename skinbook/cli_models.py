@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -165,8 +166,23 @@ def app(
     with Server(predict_files.open_model(bundle), host, port, DRAWN if ours else "") as server:
         typer.echo(f"Open {server.address} in a browser on this machine. Ctrl+C ends it.")
         sys.stdout.flush()
-        with contextlib.suppress(KeyboardInterrupt):
+        with contextlib.suppress(KeyboardInterrupt), _ended_by("SIGTERM", "SIGHUP"):
             server.serve_forever()
+
+
+@contextlib.contextmanager
+def _ended_by(*names: str) -> Iterator[None]:
+    """A block that such a signal leaves like an exit, so that what is temporary is removed. Windows lacks some."""
+
+    def leave(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, leave) for name in names if (number := getattr(signal, name, None))}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @bundle_app.command("show")

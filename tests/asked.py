@@ -7,7 +7,6 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from skinbook import app
 
@@ -22,7 +21,7 @@ def served(model, note: str = "") -> Iterator[app.Server]:
         running.shutdown()
         thread.join(10)
         assert not thread.is_alive()
-    assert not Path(running.folder.name).exists()
+    assert not running.folder.exists()
 
 
 def ask(server, method="GET", path="/", body=b"", **headers):
@@ -55,12 +54,20 @@ def said(server, data, name="mine.png"):
 def about(server, path, name):
     """What the queue tells at the end, asked about a file."""
     file = {"path": path, "orig_name": name, "meta": {"_type": "gradio.FileData"}}
-    question = {"data": [file], "fn_index": 0, "session_hash": "me"}
-    status, text, _ = ask(
-        server, "POST", "/gradio_api/queue/join", json.dumps(question).encode(), Content_Type="application/json"
-    )
+    status, text = question(server, [file])
     assert status == 200, text
     _, events, _ = ask(server, "GET", "/gradio_api/queue/data?session_hash=me")
     told = [json.loads(line[len("data: ") :]) for line in events.splitlines() if line.startswith("data: ")]
     (done,) = [event for event in told if event["msg"] == "process_completed"]
     return done
+
+
+def question(server, data, path="/gradio_api/queue/join", **headers):
+    """(status, text) of a question to the page."""
+    body = json.dumps({"data": data, "fn_index": 0, "session_hash": "me"}).encode()
+    return ask(server, "POST", path, body, Content_Type="application/json", **headers)[:2]
+
+
+def files(server):
+    """What lies in the page's folder; empty folders of Gradio's own do not count."""
+    return [one for one in server.folder.rglob("*") if one.is_file()]

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
+import os
 import re
+import shutil
+import signal
 import socket
+import subprocess
 import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace as Namespace
 
+import asked
 import models
 import numpy as np
 import pytest
-from asked import ask, said, served, upload
+from asked import about, ask, question, said, served, upload
 from PIL import Image
 
 from skinbook import app, predict_files
@@ -192,7 +199,7 @@ def test_uploads_through_the_server_leave_nothing(server, lesion, empty, capfd):
     assert "operating point" in text
     assert "<h2>mine.png</h2>" in text
     assert "mine.jpg is not an image" in said(server, b"words", "mine.jpg")
-    assert list(Path(server.folder.name).iterdir()) == []
+    assert asked.files(server) == []
     assert capfd.readouterr() == ("", "")
 
 
@@ -201,27 +208,106 @@ def test_a_huge_upload_is_refused(server, empty, monkeypatch):
     assert status == 413
     assert "maximum allowed size" in text
     assert upload(server, b"x", Content_Length="²")[0] in (400, 411)
-    assert [one for one in Path(server.folder.name).rglob("*") if one.is_file()] == []
+    assert asked.files(server) == []
     assert upload(server, b"x", Content_Length="9" * 15)[0] == 413
     assert ask(server, "POST", "/gradio_api/queue/join", Content_Length=str(app.SLACK + 1))[0] == 413
 
 
-def test_only_uploads_are_looked_at(server, lesion, tmp_path):
-    """Whoever asks about another file of this machine hears nothing of it, and it stays."""
+def test_only_uploads_are_looked_at(server, lesion, tmp_path, monkeypatch):
+    """Whoever asks about another file of this machine, or an address, hears nothing of it, and it stays."""
+    from gradio import processing_utils
+
     mine = tmp_path / "a" / "mine.png"
     mine.parent.mkdir()
     mine.write_bytes(lesion.read_bytes())
-    text = app.answer(server, str(mine), Path(server.folder.name))
+    text = app.answer(server.model, str(mine), server.folder)
     assert text == '<p class="fault">mine.png was not uploaded here.</p>'
-    assert mine.exists()
+    fetched = []
+    for name in ("async_ssrf_protected_get", "async_ssrf_protected_download", "save_file_to_cache"):
+        monkeypatch.setattr(processing_utils, name, lambda *given, **_: fetched.append(given))
     laid = json.loads(upload(server, lesion.read_bytes())[1])[0]
-    beside = laid + "/../../../" + str(mine)
-    for path in (str(mine), "/etc/hostname", "http://127.0.0.1:1/x.png", beside, "", "\0", 5, None):
-        for data in ([{"path": path, "meta": {"_type": "gradio.FileData"}}], [], [{"path": laid}] * 2, {}, None):
-            question = json.dumps({"data": data, "fn_index": 0, "session_hash": "me"}).encode()
-            status, text, _ = ask(server, "POST", "/gradio_api/queue/join", question, Content_Type="application/json")
-            assert (status, "was not uploaded here" in text) == (400, True)
+    out, kind = "/..".join([""] * 30), {"_type": "gradio.FileData"}
+    paths = [
+        str(mine),
+        "/etc/hostname",
+        "http://127.0.0.1:1/x.png",
+        laid + "/../../../" + str(mine),
+        laid + "x",
+        "",
+        "\0",
+    ]
+    paths += [f"http://elsewhere.invalid/y{mark}{out}{laid}" for mark in ("", "#", "?x=")] + [laid + "\n", 5, None]
+    some = [[{"path": path, "meta": kind}] for path in paths]
+    some += [[], [{"path": laid}] * 2, {}, None, [[{"path": laid}]], [laid]]
+    for data in some:
+        assert question(server, data) == (400, '<p class="fault">That file was not uploaded here.</p>'), data
+    deep = b'{"data": ' + b"[" * 100_000
+    assert ask(server, "POST", "/gradio_api/queue/join", deep)[0] == 400
+    # What is beside the one file is not handed on, and other ways to the same place are closed.
+    nested = {"path": laid, "x": {"path": "/etc/hostname", "meta": kind}, "url": "http://elsewhere.invalid/"}
+    assert question(server, [nested])[0] == 200
+    _, events, _ = ask(server, "GET", "/gradio_api/queue/data?session_hash=me")
+    assert "operating point" in events
+    laid = json.loads(upload(server, lesion.read_bytes())[1])[0]
+    for path in (
+        "/gradio_api/queue/join%0A",
+        "/gradio_api/queue/join/",
+        "/gradio_api/queue/join/x",
+        "//gradio_api/queue/join",
+    ):
+        for address in (str(mine), "http://elsewhere.invalid/x"):
+            told = question(
+                server, [{"path": address, "meta": kind}], path, X_Forwarded_Host=f"127.0.0.1:{server.server_port}"
+            )
+            assert told[0] == 404, path
+    assert fetched == []
     assert mine.exists()
+    assert asked.files(server) == [Path(laid)]
+    Path(laid).unlink()
+
+
+def test_a_header_does_not_move_the_page(server):
+    assert "elsewhere.invalid" not in ask(server, X_Forwarded_Host="elsewhere.invalid")[1]
+
+
+def test_nobody_remembers_an_answer(server, lesion):
+    assert "operating point" in said(server, lesion.read_bytes())
+    assert server.server.config.app.page.state_holder.session_data == {}
+
+
+def test_two_files_of_one_content_are_both_answered(server, lesion):
+    first, second = (json.loads(upload(server, lesion.read_bytes(), name)[1])[0] for name in ("a.png", "b.png"))
+    for path in (first, second):
+        assert "operating point" in about(server, path, "x")["output"]["data"][0]
+    text = app.answer(server.model, first, server.folder)
+    assert text == '<p class="fault">a.png was looked at already, and is gone. Choose it once more.</p>'
+    assert asked.files(server) == []
+
+
+def test_a_folder_that_was_cleaned_away_is_made_anew(server, lesion):
+    shutil.rmtree(server.folder)
+    assert ask(server)[0] == 200
+    assert "operating point" in said(server, lesion.read_bytes())
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
+def test_however_it_is_ended_nothing_stays(name, lesion, tmp_path):
+    number = getattr(signal, name, None)
+    if number is None:
+        pytest.skip(f"this system has no {name}")
+    command = [sys.executable, "-c", "from skinbook.cli import main; main()", "app", "-b", "lab", "--port", "0"]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as running:
+        port = int(re.search(r":(\d+) ", running.stdout.readline())[1])
+        assert upload(Namespace(server_port=port), lesion.read_bytes())[0] == 200
+        (folder,) = tmp_path.glob("skinbook-app-*")
+        assert [one for one in folder.rglob("*") if one.is_file()]
+        running.send_signal(number)
+        _, told = running.communicate(timeout=60)
+    assert list(tmp_path.iterdir()) == []
+    assert "Traceback" not in told
 
 
 def test_what_nobody_asks_about_is_removed(server, lesion, monkeypatch):
@@ -302,6 +388,13 @@ def test_of_gradio_only_what_the_page_needs_is_open(server):
 
 
 def test_no_web_socket_is_opened(server):
+    told = []
+
+    async def send(message):
+        told.append(message)
+
+    asyncio.run(server.server.config.app({"type": "websocket", "path": "/", "headers": []}, None, send))
+    assert told == [{"type": "websocket.close"}]
     with socket.create_connection(("127.0.0.1", server.server_port), timeout=20) as asked:
         asked.sendall(
             f"GET / HTTP/1.1\r\nHost: 127.0.0.1:{server.server_port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"

@@ -11,7 +11,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import models
-from asked import served
+from asked import files, served
 from pages import serious
 
 from skinbook import app, predict_files
@@ -76,7 +76,7 @@ def page(browser, server, tmp_path, monkeypatch):
     assert opened.get_by_text(DISCLAIMER).is_visible()
     context.close()
     assert list(kept.iterdir()) == []
-    assert list(Path(server.folder.name).rglob("*.*")) == []
+    assert files(server) == []
 
 
 def upload(page, file):
