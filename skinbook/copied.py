@@ -104,7 +104,7 @@ def systems(size: str, file: Path | None = None) -> list[System]:
                 whole = about | sizes[size]
                 found.append(System(name, size=size, **whole | {"form": tuple(whole.get("form", ()))}))
         return found
-    except (OSError, tomllib.TOMLDecodeError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise SkinbookError(f"{file.name} is not a list of systems ({error}). Restore it from git.") from None
 
 
@@ -349,6 +349,7 @@ def train(
         "parameters": parameters(network),
         "photographs": len(rows["train"]),
         "best_epoch": done.best_epoch,
+        "precision": done.precision,
         "curve": done.history.to_dict("list"),
         "minutes": clock.keep(),
         "package": ledger.package_hash(),
@@ -410,8 +411,6 @@ def carry_out(order: Order) -> tuple[Order, Path | None, str]:
         print(f"{order.system.key}, {order.kind}, seed {order.seed}: {line}", file=sys.stderr, flush=True)
 
     try:
-        if order.system.size == "full" and order.device == "cpu":
-            raise NotAtHand(f"{order.system.key}: left out, since it wants a GPU.")
         arguments = (order.system, order.kind, order.seed, photographs, order.folder, about.cache, order.device, say)
         return order, train(*arguments), ""
     except NotAtHand as why:
@@ -451,11 +450,18 @@ def run(
 
     if seeds < 1 or jobs < 1:
         raise SkinbookError(f"{seeds} seeds and {jobs} jobs: expected at least one of each.")
-    wanted = [system for size in sizes for system in systems(size, file)]
-    if unknown := [name for name in only if name not in {system.name for system in wanted}]:
-        known = ", ".join(dict.fromkeys(system.name for system in wanted))
+    listed = [system for size in sizes for system in systems(size, file)]
+    if unknown := [name for name in only if name not in {system.name for system in listed}]:
+        known = ", ".join(dict.fromkeys(system.name for system in listed))
         raise SkinbookError(f"{unknown[0]!r} is not a copied system of this size; choose from {known}.")
-    wanted = [system for system in wanted if not only or system.name in only]
+    wanted, why = [], ""
+    for system in listed:
+        if only and system.name not in only:
+            continue
+        if why := left_out(system, edition, device):
+            tell(why)
+        else:
+            wanted.append(system)
     about = settings()
     folder = folder or about.cache / "copied" / edition
     threads = max(1, about.threads // jobs)
@@ -471,20 +477,56 @@ def run(
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         for order, found, why in pool.map(carry_out, orders) if jobs > 1 else map(carry_out, orders):
             if found is None:
-                tell(why)
+                if order.kind == KINDS[0] and order.seed == 0:
+                    tell(why)
                 continue
-            of_system = kept.setdefault(order.system.key, {})
+            system = order.system
+            of_system = kept.setdefault(system.key, {})
             of_system[order.kind, order.seed] = load(found)
             if len(of_system) == seeds * len(KINDS):
-                whole.append(order.system.key)
-                tell(f"Trained: {order.system.key}")
+                whole.append(system.key)
+                tell(f"Trained: {system.key}")
                 if recorded:
-                    beside = [one for one in wanted if (one.name, one.size) == (order.system.beside, order.system.size)]
-                    others = kept.get(beside[0].key, {}) if beside else {}
-                    tell(
-                        f"Recorded in data/results/{record(order.system, of_system, others, photographs, edition).name}"
-                    )
+                    others = _trained_before(system, seeds, listed, photographs, folder)
+                    tell(f"Recorded in data/results/{record(system, of_system, others, photographs, edition).name}")
+    if not whole:
+        raise SkinbookError("Not one of the systems could be trained here, so there is nothing to judge.")
     return whole
+
+
+def left_out(system: System, edition: str, device: str) -> str:
+    """Why a system is not trained on an edition and a device; empty where it is."""
+    from skinbook import chapter
+
+    absent = chapter.lacking(chapter.recipe(system.chapter, edition, "full")["needs"], edition)
+    if system.form and absent:
+        return f"{system.key}: left out, since {edition} has no {', '.join(sorted(absent))}."
+    if system.size == "full" and device == "cpu":
+        return f"{system.key}: left out, since it wants a GPU."
+    return ""
+
+
+def _trained_before(
+    system: System, seeds: int, listed: Sequence[System], photographs: Photographs, folder: Path
+) -> dict[int, Trained]:
+    """The system beside which one is judged, trained on unseen lesions, by seed.
+
+    Raises
+    ------
+    SkinbookError
+        If it is not trained yet.
+    """
+    found = {}
+    for other in listed:
+        if (other.name, other.size) == (system.beside, system.size):
+            for seed in range(seeds):
+                file = file_of(other, "unseen", seed, photographs, folder)
+                if not file.exists():
+                    raise SkinbookError(
+                        f"{system.key} is judged beside {other.key}, which is not trained: train it first."
+                    )
+                found[seed] = load(file)
+    return found
 
 
 # The test, opened once
@@ -561,28 +603,53 @@ def gains(
 def record(
     system: System,
     trained: Mapping[tuple[str, int], Trained],
-    others: Mapping[tuple[str, int], Trained],
+    others: Mapping[int, Trained],
     photographs: Photographs,
     edition: str,
 ) -> Path:
-    """Judge a system on the test and write it into the ledger; returns its file. trained, others : by kind and seed."""
+    """Judge a system on the test and write it into the ledger; returns its file.
+
+    A claim's seeds are each by itself; on top of them stands their mean, with an interval over lesions that they share.
+
+    Parameters
+    ----------
+    trained : by kind and seed. others : by seed, the system with `dx_type` on its form, trained on unseen lesions.
+
+    Raises
+    ------
+    SkinbookError
+        If the trainings did not start from the same weights, or were not split alike.
+    """
+    for key in ("weights", "split"):
+        if len(different := {str(one.about[key]) for one in (*trained.values(), *others.values())}) > 1:
+            raise SkinbookError(
+                f"{system.key} was trained with different {key}: {', '.join(sorted(different))}. Only trainings that differ "
+                "in their photographs alone can be compared: delete the odd ones' files, and train them anew."
+            )
     seeds = sorted({seed for _, seed in trained})
     own = {seed: {kind: trained[kind, seed] for kind in KINDS} for seed in seeds}
-    beside = [others["unseen", seed] for seed in seeds if ("unseen", seed) in others]
-    found = gains(list(own.values()), beside if len(beside) == len(seeds) else [], photographs)
-    claims = {sentence: _claim(gain) for sentence, gain in found.items()}
+    beside = [others[seed] for seed in seeds if others]
     runs = {}
-    for seed, of_seed in own.items():
+    for place, (seed, of_seed) in enumerate(own.items()):
         about = {
             **of_seed["unseen"].about,
             "code": f"{key_bits(json.dumps(asdict(system), sort_keys=True)):016x}"[:12],
+            "package": ", ".join(sorted({str(one.about["package"]) for one in of_seed.values()})),
             "minutes": sum(one.about["minutes"] for one in of_seed.values()),
         }
+        alone = gains([of_seed], beside[place : place + 1], photographs)
+        claims = {sentence: {"above": 0.0, **_payload(gain)} for sentence, gain in alone.items()}
         runs[seed] = ledger_run(reports(of_seed, photographs), system.title, about) | {"claims": claims}
-    return ledger.write(
-        "results", edition, "full", system.key, ledger.entry(runs, datetime.now(UTC).strftime("%Y-%m-%d"))
-    )
+    entry = ledger.entry(runs, datetime.now(UTC).strftime("%Y-%m-%d"))
+    for sentence, gain in gains(list(own.values()), beside, photographs).items():
+        claim, pooled = entry["claims"][sentence], _payload(gain)
+        torn = {ledger.HOLDS, ledger.FAILS} <= {one["verdict"] for one in claim["seeds"].values()}
+        entry["claims"][sentence] = claim | pooled | ({"verdict": ledger.UNDECIDED} if torn else {})
+    return ledger.write("results", edition, "full", system.key, entry)
 
 
-def _claim(found: Interval) -> dict[str, Any]:
-    return {"verdict": ledger.verdict(found.low, found.high), "above": 0.0, **vars(found)}
+def _payload(found: Interval) -> dict[str, Any]:
+    """A gain as the ledger has it; without an interval nothing is decided."""
+    numbers = {part: None if np.isnan(number) else float(number) for part, number in vars(found).items()}
+    known = numbers["low"] is not None and numbers["high"] is not None
+    return {"verdict": ledger.verdict(found.low, found.high) if known else ledger.UNDECIDED, **numbers}

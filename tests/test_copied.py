@@ -6,14 +6,15 @@ import ast
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace as Namespace
 
 import numpy as np
 import pytest
-import torch
 
-from skinbook import copied, evaluate_given, ledger, pages
+from skinbook import chapter, copied, evaluate_given, ledger, pages
 from skinbook.config import SkinbookError
 from skinbook.copied import KINDS, Photographs, System, Trained
+from skinbook.evaluation import Interval
 from skinbook.networks import parameters
 
 CHAPTERS = Path(__file__).resolve().parents[1] / "chapters"
@@ -31,17 +32,17 @@ def definitions(code: str) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("chapter", TAUGHT)
-def test_what_is_measured_is_what_the_chapter_teaches(chapter):
-    notebook = json.loads((CHAPTERS / f"{chapter}.ipynb").read_text(encoding="utf-8"))
+@pytest.mark.parametrize("name_of_chapter", TAUGHT)
+def test_what_is_measured_is_what_the_chapter_teaches(name_of_chapter):
+    notebook = json.loads((CHAPTERS / f"{name_of_chapter}.ipynb").read_text(encoding="utf-8"))
     cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
     taught: dict[str, str] = {}
     for cell in cells:
-        if any(f"{kind} {name}(" in cell for kind in ("class", "def") for name in TAUGHT[chapter]):
+        if any(f"{kind} {name}(" in cell for kind in ("class", "def") for name in TAUGHT[name_of_chapter]):
             taught |= definitions(cell)
     ours = definitions(Path(copied.__file__).read_text(encoding="utf-8"))
-    for name in TAUGHT[chapter]:
-        assert ours[name] == taught[name], f"{name} is another in chapter {chapter}: copy it anew"
+    for name in TAUGHT[name_of_chapter]:
+        assert ours[name] == taught[name], f"{name} is another in chapter {name_of_chapter}: copy it anew"
     changed = definitions(Path(copied.__file__).read_text(encoding="utf-8").replace("0.3", "0.4"))
     assert changed["MetadataMLP"] != ours["MetadataMLP"]  # so the comparison can fail
 
@@ -306,8 +307,91 @@ def test_a_wrong_wish_gets_a_sentence(options, sentence):
         copied.run("lab", **options)
 
 
-def test_a_system_as_copied_waits_for_a_gpu(photographs, tmp_path, monkeypatch):
+def test_seeds_that_contradict_each_other_are_seen(photographs, tmp_path, monkeypatch):
+    monkeypatch.setattr(ledger, "book_data", lambda *parts: tmp_path.joinpath(*parts))
+    (tmp_path / "results").mkdir()
+    truth = [{"seen": 9.0, "unseen": 0.0, "shuffled": 1.0}, {"seen": 0.0, "unseen": 9.0, "shuffled": 1.0}]
+
+    def recorded(seeds, **about):
+        trained = {
+            (kind, seed): made_up(photographs, TINY, kind, truth[which][kind], seed=seed)
+            for seed, which in enumerate(seeds)
+            for kind in KINDS
+        }
+        for (kind, _), one in trained.items():
+            one.about.update(about if kind == "seen" else {})
+        copied.record(TINY, trained, {}, photographs, "lab")
+        return ledger.read("results", "lab", "full", TINY.key)["claims"]
+
+    name = "other photographs of a lesion flatter the system (accuracy)"
+    alike, torn = recorded([0, 0])[name], recorded([0, 1])[name]
+    assert alike["verdict"] == "holds"
+    assert alike["value"] == pytest.approx(np.mean([one["value"] for one in alike["seeds"].values()]))
+    assert len({one["low"] for one in alike["seeds"].values()}) == 2
+    assert torn["verdict"] == "undecided"
+    assert [one["verdict"] for one in torn["seeds"].values()] == ["holds", "does not hold"]
+    with pytest.raises(SkinbookError, match=r"trained with different weights: other, w\."):
+        recorded([0], weights="other")
+
+
+def test_a_gain_without_an_interval_is_undecided():
+    assert copied._payload(Interval(0.5, np.nan, np.nan)) == {
+        "verdict": "undecided",
+        "value": 0.5,
+        "low": None,
+        "high": None,
+    }
+
+
+def test_what_is_judged_beside_another_waits_for_it(photographs, tmp_path):
+    with pytest.raises(SkinbookError, match="plain, scratch is judged beside form, scratch, which is not trained"):
+        copied._trained_before(PLAIN, 1, [FORM, PLAIN], photographs, tmp_path)
+    assert copied._trained_before(TINY, 1, [FORM, PLAIN], photographs, tmp_path) == {}
+
+
+def test_exactly_as_copied_is_what_the_chapters_recipes_say():
+    full = {system.name: system for system in copied.systems("full")}
+    recipes = {name: vars(chapter.recipe(name, "ham10000", "full")["recipe"]) for name in CHAPTERS_OF_THEM}
+    for name, system in full.items():
+        told = recipes[system.chapter]
+        custom = name == "copied_custom_cnn"
+        assert system.image == told["image"], name
+        assert system.batch_size == told["batch_size"], name
+        assert system.epochs == told["custom_epochs" if custom else "epochs"], name
+        assert system.learning_rate == told["custom_rate" if custom else "learning_rate"], name
+        assert system.network == ("" if custom else told["network"]), name
+        if "augment" in told:
+            assert system.augment == told["augment"], name
+        if "weight_decay" in told:
+            assert system.weight_decay == told["weight_decay"], name
+    assert full["copied_resnet50"].patience == recipes["04_transfer_learning"]["patience"]
+    assert recipes["03_cnn_lstm"]["hidden"] == copied.CNNLSTM(Namespace(channels=4), 2).lstm.hidden_size
+    text = (CHAPTERS / "04_transfer_learning.md").read_text(encoding="utf-8")
+    told = eval_free(text, "change = Augment(")
+    assert full["copied_resnet50"].augment == full["copied_custom_cnn"].augment
+    assert {key: list(value) if isinstance(value, tuple) else value for key, value in told.items()} == full[
+        "copied_resnet50"
+    ].augment
+
+
+def eval_free(text: str, call: str) -> dict[str, object]:
+    """The keywords of a call, as a chapter's text has it."""
+    begin = text.index(call)
+    tree = ast.parse(text[begin : text.index(")  # fmt", begin) + 1].split("=", 1)[1].strip(), mode="eval")
+    assert isinstance(tree.body, ast.Call)
+    return {str(word.arg): ast.literal_eval(word.value) for word in tree.body.keywords}
+
+
+def test_a_system_is_left_out_where_the_device_or_the_edition_lacks_something(photographs, monkeypatch):
+    full = replace(TINY, size="full")
+    assert copied.left_out(full, "ham10000", "cpu") == "tiny, full: left out, since it wants a GPU."
+    assert copied.left_out(full, "ham10000", "cuda") == copied.left_out(TINY, "ham10000", "cpu") == ""
+    (metadata,) = [system for system in copied.systems("small") if system.name == "copied_metadata"]
+    assert copied.left_out(metadata, "ham10000", "cpu") == ""
+    assert "left out, since bcn20000 has no dx_type" in copied.left_out(metadata, "bcn20000", "cpu")
     monkeypatch.setattr(Photographs, "of", classmethod(lambda cls, dataset: photographs))
     monkeypatch.setattr("skinbook.data.catalog.load", lambda *_: photographs.dataset)
-    order = copied.Order(replace(TINY, size="full"), "seen", 0, "lab", tmp_path, torch.get_num_threads(), "cpu")
-    assert copied.carry_out(order) == (order, None, "tiny, full: left out, since it wants a GPU.")
+    told: list[str] = []
+    with pytest.raises(SkinbookError, match="Not one of the systems could be trained here"):
+        copied.run("lab", sizes=["full"], only=["copied_binary"], tell=told.append)
+    assert told == ["copied_binary, full: left out, since it wants a GPU."]
