@@ -290,6 +290,7 @@ def test_a_folder_that_was_cleaned_away_is_made_anew(server, lesion):
     assert "operating point" in said(server, lesion.read_bytes())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
 def test_however_it_is_ended_nothing_stays(name, lesion, tmp_path):
     number = getattr(signal, name, None)

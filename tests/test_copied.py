@@ -246,6 +246,7 @@ def test_two_classes_have_a_malignant_area_too(photographs):
     assert copied.reports(own, photographs)["unseen lesions: malignant ROC AUC"].value == 1
 
 
+@pytest.mark.slow
 def test_the_whole_way_into_the_ledger_and_onto_the_page(photographs, tmp_path, monkeypatch):
     listed = tmp_path / "systems.toml"
     own = {
