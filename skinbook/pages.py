@@ -101,15 +101,15 @@ def _named_results(wanted_lines: str, pages: str) -> str:
     for line in wanted_lines.splitlines():
         name, _, rest = (part.strip() for part in line.partition(":"))
         wanted, _, told = (part.strip() for part in rest.partition("=>"))
-        best = name in _choices()
-        if not (held := ledger.read("results", "ham10000", "full" if best else "quick", name)):
+        page = "strongest" if name in _choices() else "copied" if ", " in name else ""
+        if not (held := ledger.read("results", "ham10000", "full" if page else "quick", name)):
             continue
         found = {**held["reports"], **held["claims"]}
         if wanted not in found:
             raise SkinbookError(
                 f"A page shows {wanted!r} of {name}, which the ledger does not hold: mend its marker (`<!-- results`)."
             )
-        link = f"[strongest]({pages}strongest.md)" if best else f"[{name[:2]}]({pages}{name}.ipynb)"
+        link = f"[{page}]({pages}{page}.md)" if page else f"[{name[:2]}]({pages}{name}.ipynb)"
         rows.append([link, told or wanted, *_result_cells(found[wanted])])
         dates.add(held["provenance"]["date"])
     if not rows:
