@@ -1,11 +1,11 @@
 """A page on this machine to try a model with: `skinbook app`, then drop a photograph. The page is Gradio's.
 
 It keeps nothing. Gradio lays an upload into a temporary folder; it is removed before the answer goes out, what nobody
-asked about with the first request after ten minutes, and the folder when the page ends. Pictures in an answer are part
-of it and no files, and the session in which Gradio remembers an answer is dropped with it. No request is logged. The
-server listens on 127.0.0.1 and answers only what comes from its own page: the host and the origin of a request are
-checked, so that no other page in the same browser can use it, and of Gradio's addresses only those that this page needs
-are open. The page loads nothing from elsewhere, and its content security policy holds the browser to that.
+asked about after ten minutes, and the folder when the page ends. Pictures in an answer are part of it and no files, and
+the session in which Gradio remembers an answer is dropped with it. No request is logged. The server listens on
+127.0.0.1 and answers only what comes from its own page: the host and the origin of a request are checked, so that no
+other page in the same browser can use it, and of Gradio's addresses only those that this page needs are open. The page
+loads nothing from elsewhere, and its content security policy holds the browser to that.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import functools
 import io
 import json
 import os
 import shutil
 import socket
+import threading
 import time
 import traceback
 from dataclasses import dataclass, replace
@@ -51,15 +53,18 @@ OUTLINED = 128  # side at which the outline is looked for; a hair is then about 
 LONGEST = 120.0  # seconds that a request may take to arrive
 SLACK = 2**20  # bytes that a request may be longer than its upload
 AT_ONCE = 64  # connections; a browser opens up to six
-FORGOTTEN = 600.0  # seconds after which an upload that nobody asked about is removed
+FORGOTTEN = 600.0  # seconds after which an upload that nobody asked about is removed, or an answer that nobody took
+SWEPT = 60.0  # seconds between two looks for such
+UPLOAD, JOIN, ANSWERS = "/gradio_api/upload", "/gradio_api/queue/join", "/gradio_api/queue/data"
 # What the page asks for. Gradio has more (its own documentation, files, a proxy), which has no business here.
 OPEN = (
-    "/", "/favicon.ico", "/theme.css", "/config", "/gradio_api/startup-events", "/gradio_api/upload",
-    "/gradio_api/upload_progress", "/gradio_api/queue/join", "/gradio_api/queue/data",
+    "/", "/favicon.ico", "/theme.css", "/config", "/gradio_api/startup-events", "/gradio_api/upload_progress",
+    UPLOAD, JOIN, ANSWERS,
 )  # fmt: skip
 OPEN_BELOW = ("/assets/", "/static/", "/svelte/", "/gradio_api/heartbeat/")
 # Gradio would take its own address from such headers.
 UNHEARD = (b"x-forwarded-", b"forwarded", b"x-gradio-", b"x-real-")
+GONE = "was looked at already, or waited too long, and is gone. Choose it once more."
 POLICY = (
     "default-src 'none'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
     "font-src 'self'; connect-src 'self'; base-uri 'self'; form-action 'none'; frame-ancestors 'none'"
@@ -287,7 +292,7 @@ def answer(model: Model, upload: str, folder: Path) -> str:
     try:
         return shown(model, look(model, file.read_bytes(), name))
     except FileNotFoundError:
-        return _fault(f"{name} was looked at already, and is gone. Choose it once more.")
+        return _fault(f"{name} {GONE}")
     except OSError as error:
         place = f"{gettempdir()} cannot be written ({reason(error)})"
         return _fault(f"{name} cannot be looked at, since {place}. Free some space there.")
@@ -306,10 +311,10 @@ def _fault(sentence: str) -> str:
     return f'<p class="fault">{escape(sentence)}</p>'
 
 
-def blocks(model: Model, note: str, folder: Path) -> Any:
+def blocks(model: Model, note: str, folder: Path, turn: threading.Lock) -> Any:
     """The page as Gradio's Blocks: a place to drop a photograph, and below it what the model says.
 
-    folder : where Gradio lays uploads.
+    folder : where Gradio lays uploads. turn : taken while there is an answer to be found.
     """
     gr = _gradio()
     with gr.Blocks(title="skinbook: ask a model", analytics_enabled=False, fill_width=False) as page:
@@ -324,7 +329,8 @@ def blocks(model: Model, note: str, folder: Path) -> Any:
         said = gr.HTML('<div id="answer" aria-live="polite"></div>')
 
         def ask(upload: dict[str, Any]) -> tuple[str, None]:
-            return f'<div id="answer" aria-live="polite">{answer(model, upload["path"], folder)}</div>', None
+            with turn:
+                return f'<div id="answer" aria-live="polite">{answer(model, upload["path"], folder)}</div>', None
 
         # One at a time: memory holds one photograph, and Grad-CAM hooks into the network. With `preprocess`, Gradio would
         # lay an empty file beside the upload.
@@ -357,24 +363,29 @@ class Guard:
         if scope["type"] != "http":  # no part of the page is a web socket
             return await send({"type": "websocket.close"})
         headers = {key.decode("latin-1").lower(): value.decode("latin-1") for key, value in scope["headers"]}
+        path, method = scope["path"], scope["method"]
+        refused = functools.partial(_say, send, path == JOIN)
         host, origin = headers.get("host", ""), headers.get("origin")
-        if host not in [f"{name}:{self.port}" for name in HOSTS] or origin not in (None, f"http://{host}"):
-            return await _say(send, 403, "This page answers its own machine only.")
-        path = scope["path"]
+        ours = [f"{name}:{self.port}" for name in HOSTS] + [name for name in HOSTS if self.port == 80]
+        if host not in ours or origin not in (None, f"http://{host}"):
+            return await refused(403, "This page answers its own machine only.")
         if not path.isprintable() or not (path in OPEN or path.startswith(OPEN_BELOW)):
-            return await _say(send, 404, "There is nothing at this address.")
+            return await refused(404, "There is nothing at this address.")
+        if method not in (("POST",) if path in (UPLOAD, JOIN) else ("GET", "HEAD")):
+            return await refused(405, "This address is not asked like that.")
         told = headers.get("content-length", "0")
         if not (told.isascii() and told.isdecimal()) or "transfer-encoding" in headers:
-            return await _say(send, 411, "The length of the upload was not told.")
-        if len(told) > 15 or int(told) > (LARGEST if path == "/gradio_api/upload" else 0) + SLACK:
-            return await _say(send, 413, f"The upload {TOO_LARGE}.")
-        self.sweep()
+            return await refused(411, "The length of the upload was not told.")
+        if len(told) > 15 or int(told) > (LARGEST if path == UPLOAD else 0) + SLACK:
+            return await refused(413, f"The upload {TOO_LARGE}.")
+        with contextlib.suppress(OSError):  # a system may clean its temporary folders
+            self.folder.mkdir(mode=0o700, exist_ok=True)
         scope["headers"] = [(key, value) for key, value in scope["headers"] if not key.lower().startswith(UNHEARD)]
         left = LONGEST
 
         async def in_time() -> Any:
             nonlocal left
-            if scope["method"] != "POST":
+            if method != "POST":
                 return await receive()
             started = time.monotonic()
             try:
@@ -384,26 +395,36 @@ class Guard:
             finally:
                 left -= time.monotonic() - started
 
-        if path == "/gradio_api/queue/join":
-            if (question := self.question(await _body(in_time))) is None:
-                return await _say(send, 400, "That file was not uploaded here.")
+        if path == JOIN:
+            question, why = self.question(await _body(in_time))
+            if why:
+                return await refused(400, why)
             kept = [(key, value) for key, value in scope["headers"] if key.lower() != b"content-length"]
             scope["headers"] = [*kept, (b"content-length", str(len(question)).encode())]
             in_time = _again(question, in_time)
+        failed = False
 
         async def with_policy(message: Any) -> None:
+            nonlocal failed
             if message["type"] == "http.response.start":
+                if failed := path == UPLOAD and message["status"] >= 500:
+                    return await refused(
+                        507, f"The upload could not be laid into {self.folder.parent}: free some space there."
+                    )
                 message["headers"] = [*message["headers"], *_headers()]
-            await send(message)
+            if not failed:
+                await send(message)
 
-        await self.inner(scope, in_time, with_policy)
-        if path == "/gradio_api/queue/data":  # the answer went out
-            for session in parse_qs(scope["query_string"].decode("latin-1")).get("session_hash", []):
-                self.page.state_holder.session_data.pop(session, None)
-                self.page.state_holder.time_last_used.pop(session, None)
+        try:
+            await self.inner(scope, in_time, with_policy)
+        finally:
+            if path == ANSWERS:  # the answer went out, or nobody is there to take it
+                for session in parse_qs(scope["query_string"].decode("latin-1")).get("session_hash", []):
+                    self.forget(session)
 
-    def question(self, told: bytes) -> bytes | None:
-        """A question to the page, made anew of nothing but the session and the one file, if that was laid into the folder.
+    def question(self, told: bytes) -> tuple[bytes, str]:
+        """A question to the page, made anew of nothing but the session and the one file, if that was laid into the folder;
+        or empty, and why.
 
         Gradio, mounted in another application, copies whatever file and fetches whatever address a question names.
         """
@@ -411,22 +432,38 @@ class Guard:
             asked = json.loads(told)
             (file,), session = asked["data"], asked["session_hash"]
             laid = Path(file["path"])
-            if str(laid.resolve()) != file["path"] or laid.parent.parent != self.folder or not laid.is_file():
-                return None
-            if not (session.isascii() and session.isalnum()):
-                return None
+            ours = str(laid.resolve()) == file["path"] and laid.parent.parent == self.folder
+            if not (ours and session.isascii() and session.isalnum()):
+                return b"", "That file was not uploaded here."
+            if not laid.is_file():
+                return b"", f"{laid.name} {GONE}"
         except (ValueError, TypeError, KeyError, AttributeError, OSError, RecursionError):
-            return None
+            return b"", "That file was not uploaded here."
         one = {"path": file["path"], "meta": {"_type": "gradio.FileData"}}
-        return json.dumps({"data": [one], "fn_index": 0, "session_hash": session}).encode()
+        return json.dumps({"data": [one], "fn_index": 0, "session_hash": session}).encode(), ""
+
+    def forget(self, session: str) -> None:
+        """Drop what Gradio remembers of a session: the answer, pictures and all."""
+        self.page.state_holder.session_data.pop(session, None)
+        self.page.state_holder.time_last_used.pop(session, None)
 
     def sweep(self) -> None:
-        """Remove what was uploaded a while ago and never asked about."""
-        self.folder.mkdir(exist_ok=True)  # a system may clean its temporary folders
-        for one in self.folder.iterdir():
-            with contextlib.suppress(OSError):  # it is gone already
-                if time.time() - one.stat().st_mtime > FORGOTTEN:
-                    shutil.rmtree(one) if one.is_dir() else one.unlink()
+        """Remove what was uploaded a while ago and never asked about, and answers that nobody took."""
+        with contextlib.suppress(OSError):
+            for one in self.folder.iterdir():
+                with contextlib.suppress(OSError):  # it is gone already
+                    if time.time() - one.stat().st_mtime > FORGOTTEN:
+                        shutil.rmtree(one) if one.is_dir() else one.unlink()
+        for session, used in list(self.page.state_holder.time_last_used.items()):
+            if time.time() - used.timestamp() > FORGOTTEN:
+                self.forget(session)
+                for waiting in (
+                    self.page._queue.pending_messages_per_session,
+                    self.page._queue.pending_event_ids_session,
+                ):
+                    waiting.pop(session, None)
+        for names in self.page.temp_file_sets:  # of files that are gone
+            names.clear()
 
 
 async def _body(receive: Any) -> bytes:
@@ -460,10 +497,12 @@ def _headers() -> list[tuple[bytes, bytes]]:
     ]
 
 
-async def _say(send: Any, status: int, sentence: str) -> None:
-    kind = (b"content-type", b"text/html; charset=utf-8")
-    await send({"type": "http.response.start", "status": status, "headers": [kind, *_headers()]})
-    await send({"type": "http.response.body", "body": _fault(sentence).encode()})
+async def _say(send: Any, as_json: bool, status: int, sentence: str) -> None:
+    """Answer with a sentence, in the form that Gradio's page shows a reader."""
+    kind, body = ("application/json", json.dumps({"detail": sentence})) if as_json else ("text/plain", sentence)
+    head = [(b"content-type", f"{kind}; charset=utf-8".encode()), *_headers()]
+    await send({"type": "http.response.start", "status": status, "headers": head})
+    await send({"type": "http.response.body", "body": body.encode()})
 
 
 class Server:
@@ -490,6 +529,7 @@ class Server:
         self.model = model
         self.temporary = TemporaryDirectory(prefix="skinbook-app-")
         self.folder = Path(self.temporary.name).resolve()
+        self.before = os.environ.get("GRADIO_TEMP_DIR")
         os.environ["GRADIO_TEMP_DIR"] = str(self.folder)  # read as Gradio is imported, and as each part is made
         try:
             gr = _gradio()
@@ -513,7 +553,8 @@ class Server:
                 elif not self.transport.is_closing():
                     self.loop.call_later(LONGEST, self.end_if_idle)
 
-        page = blocks(model, note, self.folder)
+        self.turn = threading.Lock()
+        page = blocks(model, note, self.folder, self.turn)
         inner = gr.mount_gradio_app(
             fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
             page,
@@ -531,10 +572,11 @@ class Server:
             theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
             css_paths=Path(__file__).with_name("app.css"),
         )
-        guard = Guard(inner, page, self.server_port, self.folder)
+        self.guard = Guard(inner, page, self.server_port, self.folder)
+        self.ended = threading.Event()
         self.server = uvicorn.Server(
             uvicorn.Config(
-                guard,
+                self.guard,
                 http=Impatient,
                 ws="none",
                 proxy_headers=False,
@@ -551,7 +593,16 @@ class Server:
         return f"http://{HOSTS[0]}:{self.server_port}"
 
     def serve_forever(self) -> None:
-        self.server.run(sockets=[self.socket])
+        threading.Thread(target=self._sweep, daemon=True).start()
+        try:
+            self.server.run(sockets=[self.socket])
+        finally:
+            self.ended.set()
+            self.turn.acquire(timeout=LONGEST)  # what is being looked at now comes to its end
+
+    def _sweep(self) -> None:
+        while not self.ended.wait(SWEPT):
+            self.guard.sweep()
 
     def shutdown(self) -> None:
         self.server.should_exit = True
@@ -562,5 +613,6 @@ class Server:
     def __exit__(self, *_: object) -> None:
         self.socket.close()
         self.temporary.cleanup()
-        if os.environ.get("GRADIO_TEMP_DIR") == str(self.folder):
-            del os.environ["GRADIO_TEMP_DIR"]
+        os.environ.pop("GRADIO_TEMP_DIR", None)
+        if self.before is not None:
+            os.environ["GRADIO_TEMP_DIR"] = self.before

@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -163,26 +163,43 @@ def app(
     from skinbook.app import DRAWN, Server
 
     ours = str(bundle) == predict_files.LAB and not bundle.is_dir()
-    with Server(predict_files.open_model(bundle), host, port, DRAWN if ours else "") as server:
+    model = predict_files.open_model(bundle)
+    with _ended_by("SIGTERM", "SIGHUP") as serving, Server(model, host, port, DRAWN if ours else "") as server:
         typer.echo(f"Open {server.address} in a browser on this machine. Ctrl+C ends it.")
         sys.stdout.flush()
-        with contextlib.suppress(KeyboardInterrupt), _ended_by("SIGTERM", "SIGHUP"):
+        serving.append(server)
+        with contextlib.suppress(KeyboardInterrupt):
             server.serve_forever()
 
 
 @contextlib.contextmanager
-def _ended_by(*names: str) -> Iterator[None]:
-    """A block that such a signal leaves like an exit, so that what is temporary is removed. Windows lacks some."""
+def _ended_by(*names: str) -> Iterator[list[Any]]:
+    """A block that such a signal ends as an exit does, so that what is temporary is removed. Windows lacks some of them.
+
+    In the list that it hands out stands the server, once it serves: that one is asked to end, since an exception in the
+    midst of its work could be lost.
+    """
+    serving: list[Any] = []
+    came: list[int] = []
 
     def leave(number: int, _: object) -> None:
-        raise SystemExit(128 + number)
+        came.append(number)
+        if not serving:
+            raise SystemExit(128 + number)
+        serving[0].shutdown()
 
-    before = {number: signal.signal(number, leave) for name in names if (number := getattr(signal, name, None))}
+    numbers = [number for name in names if (number := getattr(signal, name, None))]
+    # What is ignored, as `nohup` has it, stays so.
+    before = {n: held for n in numbers if (held := signal.getsignal(n)) not in (None, signal.SIG_IGN)}
+    for number in before:
+        signal.signal(number, leave)
     try:
-        yield
+        yield serving
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    if came:
+        raise SystemExit(128 + came[0])
 
 
 @bundle_app.command("show")

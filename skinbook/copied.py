@@ -472,13 +472,18 @@ def run(
         for seed in range(seeds)
         for kind in KINDS
     ]
+    for system in wanted if recorded else ():  # before hours of training, not after them
+        if not any((one.name, one.size) == (system.beside, system.size) for one in wanted[: wanted.index(system)]):
+            _trained_before(system, seeds, listed, photographs, folder)
     kept: dict[str, dict[tuple[str, int], Trained]] = {}
     whole: list[str] = []
+    said: set[str] = set()
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         for order, found, why in pool.map(carry_out, orders) if jobs > 1 else map(carry_out, orders):
             if found is None:
-                if order.kind == KINDS[0] and order.seed == 0:
+                if why not in said:
                     tell(why)
+                said.add(why)
                 continue
             system = order.system
             of_system = kept.setdefault(system.key, {})
@@ -516,17 +521,15 @@ def _trained_before(
     SkinbookError
         If it is not trained yet.
     """
-    found = {}
-    for other in listed:
-        if (other.name, other.size) == (system.beside, system.size):
-            for seed in range(seeds):
-                file = file_of(other, "unseen", seed, photographs, folder)
-                if not file.exists():
-                    raise SkinbookError(
-                        f"{system.key} is judged beside {other.key}, which is not trained: train it first."
-                    )
-                found[seed] = load(file)
-    return found
+    if not system.beside:
+        return {}
+    others = [one for one in listed if (one.name, one.size) == (system.beside, system.size)]
+    files = {seed: file_of(others[0], "unseen", seed, photographs, folder) for seed in range(seeds)} if others else {}
+    if not files or not all(file.exists() for file in files.values()):
+        raise SkinbookError(
+            f"{system.key} is judged beside {system.beside}, {system.size}, which is not trained: train it first."
+        )
+    return {seed: load(file) for seed, file in files.items()}
 
 
 # The test, opened once

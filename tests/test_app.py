@@ -13,6 +13,8 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace as Namespace
@@ -236,11 +238,11 @@ def test_only_uploads_are_looked_at(server, lesion, tmp_path, monkeypatch):
         "",
         "\0",
     ]
-    paths += [f"http://elsewhere.invalid/y{mark}{out}{laid}" for mark in ("", "#", "?x=")] + [laid + "\n", 5, None]
+    paths += [f"http://elsewhere.invalid/y{mark}{out}{laid}" for mark in ("", "#", "?x=")] + [5, None]
     some = [[{"path": path, "meta": kind}] for path in paths]
     some += [[], [{"path": laid}] * 2, {}, None, [[{"path": laid}]], [laid]]
     for data in some:
-        assert question(server, data) == (400, '<p class="fault">That file was not uploaded here.</p>'), data
+        assert question(server, data) == (400, '{"detail": "That file was not uploaded here."}'), data
     deep = b'{"data": ' + b"[" * 100_000
     assert ask(server, "POST", "/gradio_api/queue/join", deep)[0] == 400
     # What is beside the one file is not handed on, and other ways to the same place are closed.
@@ -280,7 +282,9 @@ def test_two_files_of_one_content_are_both_answered(server, lesion):
     for path in (first, second):
         assert "operating point" in about(server, path, "x")["output"]["data"][0]
     text = app.answer(server.model, first, server.folder)
-    assert text == '<p class="fault">a.png was looked at already, and is gone. Choose it once more.</p>'
+    assert text == f'<p class="fault">a.png {app.GONE}</p>'
+    gone = question(server, [{"path": first}])
+    assert gone == (400, json.dumps({"detail": f"a.png {app.GONE}"}))
     assert asked.files(server) == []
 
 
@@ -291,8 +295,9 @@ def test_a_folder_that_was_cleaned_away_is_made_anew(server, lesion):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("at_work", [False, True], ids=["idle", "at work"])
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
-def test_however_it_is_ended_nothing_stays(name, lesion, tmp_path):
+def test_however_it_is_ended_nothing_stays(name, at_work, lesion, tmp_path):
     number = getattr(signal, name, None)
     if number is None:
         pytest.skip(f"this system has no {name}")
@@ -304,23 +309,65 @@ def test_however_it_is_ended_nothing_stays(name, lesion, tmp_path):
         port = int(re.search(r":(\d+) ", running.stdout.readline())[1])
         assert upload(Namespace(server_port=port), lesion.read_bytes())[0] == 200
         (folder,) = tmp_path.glob("skinbook-app-*")
-        assert [one for one in folder.rglob("*") if one.is_file()]
+        laid = [one for one in folder.rglob("*") if one.is_file()]
+        assert len(laid) == 1
+        if at_work:
+            assert question(Namespace(server_port=port), [{"path": str(laid[0])}])[0] == 200
         running.send_signal(number)
         _, told = running.communicate(timeout=60)
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.glob("skinbook-app-*")) == []
     assert "Traceback" not in told
 
 
-def test_what_nobody_asks_about_is_removed(server, lesion, monkeypatch):
+def test_what_nobody_asks_about_is_removed_and_what_nobody_takes(server, lesion, monkeypatch):
     status, text = upload(server, lesion.read_bytes())
     assert status == 200
     laid = Path(json.loads(text)[0])
-    assert laid.is_file()
-    ask(server)
+    server.guard.sweep()
     assert laid.is_file(), "it is asked about in a moment"
+    other = json.loads(upload(server, lesion.read_bytes() + b"more")[1])[0]
+    assert question(server, [{"path": other}])[0] == 200
+    page, end = server.guard.page, time.monotonic() + 60
+    while not any(messages.qsize() > 2 for messages in page._queue.pending_messages_per_session.values()):
+        assert time.monotonic() < end, "no answer came"
+        threading.Event().wait(0.01)
+    assert page.state_holder.session_data
     monkeypatch.setattr(app, "FORGOTTEN", 0.0)
-    ask(server)
+    server.guard.sweep()
     assert not laid.exists()
+    assert page.state_holder.session_data == {}
+    assert not page._queue.pending_messages_per_session
+    assert not any(page.temp_file_sets)
+
+
+def test_the_sweep_comes_by_itself(model, monkeypatch):
+    swept = threading.Event()
+    monkeypatch.setattr(app, "SWEPT", 0.01)
+    monkeypatch.setattr(app.Guard, "sweep", lambda guard: swept.set())
+    with served(model):
+        assert swept.wait(60)
+
+
+def test_a_full_disk_gets_a_sentence(server, lesion, monkeypatch):
+    from gradio import route_utils
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(route_utils, "NamedTemporaryFile", full)
+    status, text = upload(server, lesion.read_bytes())
+    assert (status, text) == (507, f"The upload could not be laid into {server.folder.parent}: free some space there.")
+
+
+def test_an_address_is_asked_in_one_way_only(server):
+    for method, path in (
+        ("PUT", app.JOIN),
+        ("GET", app.JOIN),
+        ("GET", app.UPLOAD),
+        ("POST", "/"),
+        ("DELETE", app.ANSWERS),
+    ):
+        assert ask(server, method, path, Content_Length="3", body=b"abc")[0] == 405, (method, path)
 
 
 def test_an_upload_that_takes_too_long_ends(server, monkeypatch):

@@ -347,6 +347,8 @@ def test_a_gain_without_an_interval_is_undecided():
 def test_what_is_judged_beside_another_waits_for_it(photographs, tmp_path):
     with pytest.raises(SkinbookError, match="plain, scratch is judged beside form, scratch, which is not trained"):
         copied._trained_before(PLAIN, 1, [FORM, PLAIN], photographs, tmp_path)
+    with pytest.raises(SkinbookError, match="beside form, scratch, which is not trained"):
+        copied._trained_before(PLAIN, 1, [PLAIN], photographs, tmp_path)
     assert copied._trained_before(TINY, 1, [FORM, PLAIN], photographs, tmp_path) == {}
 
 
