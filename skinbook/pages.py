@@ -125,8 +125,9 @@ def all_results() -> str:
     for edition, scale in ((e, s) for e in EDITIONS for s in SCALES):
         for name in ledger.held("results", edition, scale):
             held = ledger.read("results", edition, scale, name)
-            parts.append(f"## {_title(name, edition, scale)}: {edition}, {scale}")
-            parts.append(ledger.provenance_line(held["provenance"], edition, scale))
+            size = name.partition(", ")[2] or scale  # sizes of a copied system are its own
+            parts.append(f"## {_title(name, edition, scale)}: {edition}, {size}")
+            parts.append(ledger.provenance_line(held["provenance"], edition, size))
             if held["claims"]:
                 parts.append(_claims(held["claims"]))
             rows = [[what, *_result_cells(found)] for what, found in held["reports"].items()]
@@ -246,7 +247,7 @@ def copied(edition: str = "ham10000") -> str:
                 head = ["System", "Score", "Gain", "95 % interval", "It flatters"]
                 parts.append(f"**{sentence}**:\n\n{_table(head, rows)}")
         for name, held in found.items():
-            line = ledger.provenance_line(held["provenance"], edition, "full")
+            line = ledger.provenance_line(held["provenance"], edition, size)
             parts.append(f"{about['systems'][name]['title']}: {line}")
     return "\n\n".join(parts) or "Nothing is recorded yet."
 
