@@ -268,10 +268,19 @@ class Trained:
     about: Mapping[str, Any]
 
 
+def _own(system: System) -> dict[str, Any]:
+    """What a system is made of: its fields but those that only say where it is shown."""
+    return {key: value for key, value in asdict(system).items() if key not in ("title", "beside")}
+
+
+def code_of(system: System) -> str:
+    """Twelve hexadecimal digits that change with what the system is made of."""
+    return f"{key_bits(json.dumps(_own(system), sort_keys=True)):016x}"[:12]
+
+
 def file_of(system: System, kind: str, seed: int, photographs: Photographs, folder: Path) -> Path:
     """Where a training's scores are kept; the name changes with what the system is made of, the seed and the split."""
-    own = {key: value for key, value in asdict(system).items() if key not in ("title", "beside")}
-    known_by = key_bits(json.dumps([own, kind, seed, photographs.split.fingerprint], sort_keys=True))
+    known_by = key_bits(json.dumps([_own(system), kind, seed, photographs.split.fingerprint], sort_keys=True))
     return folder / f"{system.name}-{system.size}-{kind}-{seed}-{known_by:016x}.npz"
 
 
@@ -636,7 +645,7 @@ def record(
     for place, (seed, of_seed) in enumerate(own.items()):
         about = {
             **of_seed["unseen"].about,
-            "code": f"{key_bits(json.dumps(asdict(system), sort_keys=True)):016x}"[:12],
+            "code": code_of(system),
             "package": ", ".join(sorted({str(one.about["package"]) for one in of_seed.values()})),
             "minutes": sum(one.about["minutes"] for one in of_seed.values()),
         }

@@ -399,6 +399,9 @@ def status(home: Path = HOME, kinds: Sequence[str] = ("results", "tolerances")) 
             for name in ledger.held(kind, edition, scale):
                 if name.startswith("strongest_"):
                     continue  # of trainings, not of a chapter: see `skinbook.strongest`
+                if name.startswith("copied_"):
+                    faults += _of_a_system(file, edition, name)
+                    continue
                 notebook = home / "chapters" / f"{name}.ipynb"
                 held = ledger.read(kind, edition, scale, name)
                 code = held["provenance"]["code"] if kind == "results" else held["code"]
@@ -413,6 +416,21 @@ def status(home: Path = HOME, kinds: Sequence[str] = ("results", "tolerances")) 
                         f"run `{remedy} {options}`."
                     )
     return faults
+
+
+def _of_a_system(file: Path, edition: str, key: str) -> list[str]:
+    """A sentence, if an entry of `skinbook copied` is not of the system as `data/systems.toml` has it now."""
+    from skinbook import copied
+
+    name, _, size = key.partition(", ")
+    now = {system.name: copied.code_of(system) for system in copied.systems(size)} if size in copied.SIZES else {}
+    held = ledger.read("results", edition, "full", key).get("provenance", {}).get("code")
+    if held and now.get(name) == held:
+        return []
+    return [
+        f"data/results/{file.name} holds {key} as it was before data/systems.toml changed: "
+        f"run `skinbook copied {name} --edition {edition} --size {size} --record`, or remove the entry."
+    ]
 
 
 def refresh_ledger(names: Sequence[str] = (), home: Path = HOME, tell: Tell = print) -> list[Path]:

@@ -11,7 +11,7 @@ from types import SimpleNamespace as Namespace
 import numpy as np
 import pytest
 
-from skinbook import chapter, copied, evaluate_given, ledger, pages
+from skinbook import chapter, copied, evaluate_given, ledger, pages, runs
 from skinbook.config import SkinbookError
 from skinbook.copied import KINDS, Photographs, System, Trained
 from skinbook.evaluation import Interval
@@ -279,6 +279,14 @@ def test_the_whole_way_into_the_ledger_and_onto_the_page(photographs, tmp_path, 
         assert set(claims) == {f"{cause} the system ({m})" for cause in causes[:many] for m in copied.METRICS}
         for claim in claims.values():
             assert claim["verdict"] == ledger.verdict(claim["low"], claim["high"])
+    monkeypatch.setattr(copied, "systems", lambda size: [FORM, PLAIN])
+    file = tmp_path / "results" / "lab-full.json"
+    assert (
+        "holds plain, scratch as it was before" in runs._of_a_system(file, "lab", "plain, scratch")[0]
+    )  # other epochs
+    monkeypatch.setattr(copied, "systems", lambda size: [replace(one, epochs=1) for one in (FORM, PLAIN)])
+    assert runs._of_a_system(file, "lab", "plain, scratch") == []
+    assert "or remove the entry" in runs._of_a_system(file, "lab", "plain, huge")[0]
     about = {
         "systems": {"form": {"title": "With a form"}, "plain": {"title": "Without"}},
         "metrics": list(copied.METRICS),
