@@ -300,7 +300,10 @@ def test_however_it_is_ended_nothing_stays(name, at_work, lesion, tmp_path):
     number = getattr(signal, name, None)
     if number is None:
         pytest.skip(f"this system has no {name}")
-    command = [sys.executable, "-c", "from skinbook.cli import main; main()", "app", "-b", "lab", "--port", "0"]
+    # Under nohup a process ignores SIGHUP, and so would what it starts.
+    start = f"import signal; signal.signal({int(number)}, signal.default_int_handler if {int(number)} == signal.SIGINT else signal.SIG_DFL)"
+    start += "; from skinbook.cli import main; main()"
+    command = [sys.executable, "-c", start, "app", "-b", "lab", "--port", "0"]
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
@@ -313,7 +316,10 @@ def test_however_it_is_ended_nothing_stays(name, at_work, lesion, tmp_path):
         if at_work:
             assert question(Namespace(server_port=port), [{"path": str(laid[0])}])[0] == 200
         running.send_signal(number)
-        _, told = running.communicate(timeout=60)
+        try:
+            _, told = running.communicate(timeout=60)
+        finally:
+            running.kill()
     assert list(tmp_path.glob("skinbook-app-*")) == []
     assert "Traceback" not in told
 
