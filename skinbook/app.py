@@ -324,7 +324,7 @@ def blocks(model: Model, note: str, folder: Path, turn: threading.Lock) -> Any:
         gr.HTML(f'<h1>Ask a model about a photograph</h1><p class="model">{words_of(model, note)}</p>')
         drop = gr.File(label="A photograph", file_count="single", type="filepath", height=150)
         gr.HTML(
-            '<p class="note">Dermoscopy only, up to 20 MB. It stays on this machine, and nothing of it is kept.</p>'
+            f'<p class="note">Dermoscopy only, up to {LARGEST // 2**20} MB. It stays on this machine, and nothing of it is kept.</p>'
         )
         said = gr.HTML('<div id="answer" aria-live="polite"></div>')
 

@@ -16,8 +16,6 @@ import json
 import multiprocessing
 import sys
 import tomllib
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -38,12 +36,11 @@ from skinbook.config import SkinbookError, book_data
 from skinbook.data import pixels
 from skinbook.diagnoses import malignant
 from skinbook.evaluation import Evaluation, Interval, difference, mean_interval, softmax
-from skinbook.files import replaced
 from skinbook.keyed import key_bits
 from skinbook.losses import class_weights
 from skinbook.networks import SCRATCH, Backbone, Classifier, parameters
 from skinbook.splits import Split, leakage_pair, lesion_split, random_split
-from skinbook.strongest import Clock, NotAtHand, ledger_run
+from skinbook.strongest import Clock, NotAtHand, keep, kept_in, ledger_run
 from skinbook.training import fit, predict
 
 KINDS = ("shuffled", "unseen", "seen")
@@ -302,10 +299,8 @@ def train(
     if kept.exists():
         return kept
     folder.mkdir(parents=True, exist_ok=True)
-    dataset, rows = (
-        photographs.dataset,
-        {part: photographs.rows[kind, part] for part in ("train", "validation", "test")},
-    )
+    dataset = photographs.dataset
+    rows = {part: photographs.rows[kind, part] for part in ("train", "validation", "test")}
     classes, labels = photographs.classes(system), photographs.labels(system)
     form = form_of(system, dataset.table, rows["train"])
     torch.manual_seed(seed)
@@ -365,31 +360,20 @@ def train(
         **ledger.surroundings(device),
     }
     logits = predict(network, test).astype(np.float16)
-    with replaced(kept) as partial, partial.open("wb") as file:
-        np.savez_compressed(file, about=np.frombuffer(json.dumps(about).encode(), np.uint8), logits=logits)
+    keep(kept, about, {"logits": logits})
     for finished in (checkpoint, clock.file):
         finished.unlink(missing_ok=True)
     return kept
 
 
 def load(file: Path) -> Trained:
-    """What `train` kept.
+    """What `train` kept; SkinbookError if the file is damaged."""
 
-    Raises
-    ------
-    SkinbookError
-        If the file is damaged.
-    """
-    try:
-        with np.load(file, allow_pickle=False) as held:
-            about = json.loads(held["about"].tobytes())
-            logits = held["logits"].astype(np.float64)
+    def trained(about: dict[str, Any], arrays: dict[str, np.ndarray]) -> Trained:
         system = System(**about["system"] | {"form": tuple(about["system"]["form"])})
-        return Trained(system, about["kind"], about["seed"], logits, about)
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        raise SkinbookError(
-            f"The scores {file} cannot be read ({error}). Delete the file; that system is trained anew."
-        ) from None
+        return Trained(system, about["kind"], about["seed"], arrays["logits"], about)
+
+    return kept_in(file, trained)
 
 
 @dataclass(frozen=True)

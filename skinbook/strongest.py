@@ -19,7 +19,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -41,6 +41,7 @@ from skinbook.splits import Split, lesion_split
 from skinbook.train_bundle import CHANGES, LICENCES, ON, Recipe, choose_operating_point, judged, rows_of
 from skinbook.training import fit, predict
 
+T = TypeVar("T")
 SINGLE, OWN, ENSEMBLE = "strongest_single", "strongest_own", "strongest_ensemble"
 OWN_WEIGHTS = (SCRATCH, "lab backbone")
 PARTS = ("validation", "test")
@@ -228,8 +229,7 @@ def train(
         **ledger.surroundings(device),
     }
     _save(network, kept.with_suffix(".safetensors"))
-    with replaced(kept) as partial, partial.open("wb") as file:
-        np.savez_compressed(file, about=np.frombuffer(json.dumps(about).encode(), np.uint8), **arrays)
+    keep(kept, about, arrays)
     for done in (checkpoint, clock.file):
         done.unlink(missing_ok=True)
     return kept
@@ -363,7 +363,23 @@ def choose(trained: Sequence[Trained], lesions: Lesions, wanted: Plan) -> dict[s
 
 
 def load(file: Path) -> Trained:
-    """What `train` kept.
+    """What `train` kept; SkinbookError if the file is damaged."""
+
+    def trained(about: dict[str, Any], arrays: dict[str, np.ndarray]) -> Trained:
+        scores = {(part, view): arrays[f"{part}, {view}"] for part in PARTS for view in VIEWS}
+        return Trained(Entrant(**about["entrant"]), about["seed"], scores, about, file.with_suffix(".safetensors"))
+
+    return kept_in(file, trained)
+
+
+def keep(file: Path, about: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
+    """Write scores, and where they come from, into one file."""
+    with replaced(file) as partial, partial.open("wb") as held:
+        np.savez_compressed(held, about=np.frombuffer(json.dumps(about).encode(), np.uint8), **dict(arrays))
+
+
+def kept_in(file: Path, made_of: Callable[[dict[str, Any], dict[str, np.ndarray]], T]) -> T:
+    """What `keep` wrote, as `made_of` makes it of where the scores come from and of the scores, float64.
 
     Raises
     ------
@@ -373,11 +389,10 @@ def load(file: Path) -> Trained:
     try:
         with np.load(file, allow_pickle=False) as held:
             about = json.loads(held["about"].tobytes())
-            scores = {(part, view): held[f"{part}, {view}"].astype(np.float64) for part in PARTS for view in VIEWS}
-        return Trained(Entrant(**about["entrant"]), about["seed"], scores, about, file.with_suffix(".safetensors"))
+            return made_of(about, {name: held[name].astype(np.float64) for name in held.files if name != "about"})
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise SkinbookError(
-            f"The scores {file} cannot be read ({error}). Delete the file; that model is trained anew."
+            f"The scores {file} cannot be read ({error}). Delete the file; what it holds is trained anew."
         ) from None
 
 

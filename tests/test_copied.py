@@ -385,6 +385,18 @@ def test_exactly_as_copied_is_what_the_chapters_recipes_say():
     ].augment
 
 
+def test_what_the_page_says_of_a_size_is_so():
+    told = {size: about["about"] for size, about in pages._list_of_systems()["sizes"].items()}
+    numbers = {6: "six", 12: "twelve"}
+    for size in ("small", "scratch"):
+        (image,) = {system.image for system in copied.systems(size)}
+        (epochs,) = {system.epochs for system in copied.systems(size)}
+        assert f"{image} pixels" in told[size]
+        assert numbers[epochs] in told[size]
+    assert {(system.network, system.weights) for system in copied.systems("small")} == {("mobilenet_v2", "pretrained")}
+    assert {s.precision for s in copied.systems("scratch") if s.joint != "CustomCNN"} == {"bf16"}
+
+
 def eval_free(text: str, call: str) -> dict[str, object]:
     """The keywords of a call, as a chapter's text has it."""
     begin = text.index(call)
