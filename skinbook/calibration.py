@@ -17,7 +17,7 @@ def temperature_of(logits, labels):
     """
     logits, labels = torch.as_tensor(logits).double(), torch.as_tensor(labels)
     log_t = torch.zeros(1, dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS([log_t], max_iter=100)
+    optimizer = torch.optim.LBFGS([log_t], max_iter=100, line_search_fn="strong_wolfe")
 
     def closure():
         optimizer.zero_grad()

@@ -13,11 +13,9 @@ lesions: the difference is what the leak is worth. A training that has its file 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import sys
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -36,6 +34,7 @@ from skinbook.config import SkinbookError, book_data
 from skinbook.data import pixels
 from skinbook.diagnoses import malignant
 from skinbook.evaluation import Evaluation, Interval, difference, mean_interval, softmax
+from skinbook.jobs import carried_out
 from skinbook.keyed import key_bits
 from skinbook.losses import class_weights
 from skinbook.networks import SCRATCH, Backbone, Classifier, parameters
@@ -471,22 +470,21 @@ def run(
     kept: dict[str, dict[tuple[str, int], Trained]] = {}
     whole: list[str] = []
     said: set[str] = set()
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        for order, found, why in pool.map(carry_out, orders) if jobs > 1 else map(carry_out, orders):
-            if found is None:
-                if why not in said:
-                    tell(why)
-                said.add(why)
-                continue
-            system = order.system
-            of_system = kept.setdefault(system.key, {})
-            of_system[order.kind, order.seed] = load(found)
-            if len(of_system) == seeds * len(KINDS):
-                whole.append(system.key)
-                tell(f"Trained: {system.key}")
-                if recorded:
-                    others = _trained_before(system, seeds, listed, photographs, folder)
-                    tell(f"Recorded in data/results/{record(system, of_system, others, photographs, edition).name}")
+    for order, found, why in carried_out(carry_out, orders, jobs):
+        if found is None:
+            if why not in said:
+                tell(why)
+            said.add(why)
+            continue
+        system = order.system
+        of_system = kept.setdefault(system.key, {})
+        of_system[order.kind, order.seed] = load(found)
+        if len(of_system) == seeds * len(KINDS):
+            whole.append(system.key)
+            tell(f"Trained: {system.key}")
+            if recorded:
+                others = _trained_before(system, seeds, listed, photographs, folder)
+                tell(f"Recorded in data/results/{record(system, of_system, others, photographs, edition).name}")
     if not whole:
         raise SkinbookError("Not one of the systems could be trained here, so there is nothing to judge.")
     return whole

@@ -8,14 +8,12 @@ so the work can be stopped at any moment and go on elsewhere. The choice (`choos
 from __future__ import annotations
 
 import json
-import multiprocessing
 import sys
 import time
 import tomllib
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,6 +32,7 @@ from skinbook.data.schema import Dataset
 from skinbook.evaluate_given import Report
 from skinbook.evaluation import Evaluation, Interval, difference, softmax
 from skinbook.files import replaced
+from skinbook.jobs import carried_out
 from skinbook.keyed import key_bits
 from skinbook.losses import LogitAdjusted, log_prior
 from skinbook.networks import SCRATCH, Backbone, Classifier
@@ -325,12 +324,11 @@ def run(
     threads = max(1, about.threads // jobs)
     orders = [Order(e, seed, edition, folder, threads, device) for e in wanted.entrants for seed in range(seeds)]
     kept = []
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        for found, why in pool.map(carry_out, orders) if jobs > 1 else map(carry_out, orders):
-            if found is None:
-                tell(why)
-            else:
-                kept.append(load(found))
+    for found, why in carried_out(carry_out, orders, jobs):
+        if found is None:
+            tell(why)
+        else:
+            kept.append(load(found))
     if not kept:
         raise SkinbookError("Not one of the models could be trained here, so there is nothing to choose from.")
     lesions = Lesions.of(catalog.load(edition, about))

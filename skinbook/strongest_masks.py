@@ -20,6 +20,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from skinbook import ledger
 from skinbook.augment import Augment
 from skinbook.batches import Batches
+from skinbook.config import SkinbookError
 from skinbook.data import pixels
 from skinbook.evaluation import Evaluation, Interval, interval
 from skinbook.files import replaced
@@ -57,7 +58,10 @@ def train(
     device: str = "cpu",
     log: Callable[[str], None] = print,
 ) -> Path:
-    """Train once and keep the overlap of each test photograph; returns the file, which is not made again if it is there."""
+    """Train once and keep the overlap of each test photograph; returns the file, which is not made again if it is there.
+
+    SkinbookError if the loss stops being a number; nothing is kept then.
+    """
     known_by = key_bits(json.dumps([asdict(recipe), seed, lesions.split.fingerprint], sort_keys=True))
     kept = folder / f"outline-{seed}-{known_by:016x}.json"
     if kept.exists():
@@ -74,17 +78,24 @@ def train(
         rows = lesions.rows[part]
         return Batches(photographs, lesions.labels, rows, recipe.batch_size, **about, **options)
 
+    names = lesions.dataset.table["image_id"].tolist()
     learn = batches("train", shuffle=True, augment=CHANGES, seed=seed)
     optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.learning_rate)
     rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe.epochs * len(learn))
     for epoch in range(recipe.epochs):
         network.train()
         losses = []
-        for batch in learn.epoch(epoch):
+        for number, batch in enumerate(learn.epoch(epoch)):
             wanted: Any = batch.masks
             with torch.autocast(device, torch.bfloat16, enabled=recipe.precision == "bf16"):
                 logits = network(batch.inputs).float()
             loss = binary_cross_entropy_with_logits(logits, wanted) + dice_loss(logits, wanted)
+            if not torch.isfinite(loss):
+                where = f"seed {seed}, epoch {epoch + 1}, batch {number + 1}"
+                those = ", ".join(names[row] for row in batch.rows)
+                raise SkinbookError(
+                    f"The loss is {loss.item()} in {where} ({those}). Lower the learning rate, or look there."
+                )
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

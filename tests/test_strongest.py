@@ -235,3 +235,7 @@ def test_an_outline_is_learned_kept_and_judged(tmp_path, monkeypatch):
     assert told["reports"]["Dice"]["value"] == pytest.approx((2 * overlap / (1 + overlap)).mean())
     assert told["reports"]["share of failures"]["value"] == pytest.approx((overlap < 0.65).mean())
     assert overlap.mean() > 0.3  # it learns: an answer at random shares less with a lesion
+    broken = replace(recipe, learning_rate=1e30)
+    with pytest.raises(SkinbookError, match=r"The loss is (nan|inf) in seed 0, epoch 1, batch [2-9] \(LAB_"):
+        strongest_masks.run("ham10000", 1, recipe=broken, folder=tmp_path / "broken")
+    assert not list((tmp_path / "broken").iterdir())
