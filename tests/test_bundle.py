@@ -177,6 +177,7 @@ def test_a_network_that_does_not_fit_its_classes_is_refused():
             bundle().probabilities(wrong)
 
 
+@pytest.mark.slow
 def test_nothing_is_imported_where_tensors_have_no_memory():
     """What a library makes of tensors while it is imported would have none either: torch 2.6 could train no more."""
     code = """

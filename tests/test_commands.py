@@ -123,6 +123,7 @@ def test_the_labs_backbone_is_trained_on_structures(tmp_path, few):
     assert {"running_mean", "weight"} <= {key.split(".")[-1] for key in learned}
 
 
+@pytest.mark.slow
 def test_a_lab_is_measured_and_recorded(tmp_path, few, monkeypatch):
     network = lab_calibration.network_scores
     monkeypatch.setattr(lab_calibration, "network_scores", partial(network, epochs=1))

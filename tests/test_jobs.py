@@ -42,11 +42,6 @@ def test_the_first_process_of_all_has_nobody_to_end_with():
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here, whose end tells that a process is gone")
-@pytest.mark.holds(
-    "faults while working",
-    "SIGKILL of a command whose trainings run in processes of their own",
-    "they end as well, and take nobody's cores",
-)
 def test_a_killed_command_leaves_nobody_working(tmp_path: Path):
     program, pipe = tmp_path / "program.py", tmp_path / "pipe"
     program.write_text(PROGRAM, encoding="utf-8")

@@ -251,6 +251,7 @@ def test_one_seed_of_the_whole_lab_lies_within_the_recorded_spread():
         assert recorded[name]["range"][0] - 0.02 <= score <= recorded[name]["range"][1] + 0.02, name
 
 
+@pytest.mark.slow
 def test_the_backbone_sees_structures_on_lesions_it_never_saw():
     import torch
     from safetensors import safe_open

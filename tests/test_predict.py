@@ -129,6 +129,7 @@ def test_the_model_that_answers_by_default_is_of_real_lesions_and_says_so(folder
     assert json.loads(capsys.readouterr().out)["split"] == real.split
 
 
+@pytest.mark.slow
 def test_hardly_any_new_lesion_is_refused(model, tmp_path):
     models.lesions(tmp_path, CLASSES, each=12)
     found = list(given.answers(model, sorted(tmp_path.glob("*.png"))))
