@@ -411,7 +411,7 @@ def test_a_page_shows_names_and_never_runs_them(server, tmp_path, name, body):
         file.parent.mkdir()
         file.write_bytes(data)
         texts.append(app.answer(server.model, str(file), tmp_path))
-    assert texts
+    assert texts or b"this one cannot be: rename the file" in laid  # where names of files are not in UTF-8
     for text in texts:
         plain = re.sub(r"data:image/png;base64,[\w+/=]+", "", text)
         assert not re.search(r"<(script|img src=x|b>)|onmouseover='|onerror=alert\(1\)>", plain.replace("&gt;", " "))
