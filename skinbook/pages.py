@@ -390,7 +390,8 @@ def held(file: Path, steady: Path | None = None) -> str:
         again = json.loads(steady.read_text(encoding="utf-8"))
         rows = rows + again["rows"]
         if any(row["tests"] for row in again["rows"]):
-            lines.append(f"Rounds of tests: {again['date']} on {again['machine']} with Python {again['python']}.")
+            days = sorted({row.get("date", again["date"]) for row in again["rows"] if row["tests"]})
+            lines.append(f"Rounds of tests: {' and '.join(days)} on {again['machine']} with Python {again['python']}.")
     areas: dict[str, list[list[str]]] = {}
     for row in rows:
         measured = "; ".join(row["measured"])

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ET
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -266,12 +266,21 @@ def row(way: str, outcomes: list[dict[str, Any]], planned: dict[str, int], why: 
     }
 
 
-def told() -> dict[str, Any]:
-    """Everything that was found up to now, for `data/steady.json`."""
+def told(earlier: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Everything that was found up to now, for `data/steady.json`.
+
+    earlier : what stands there. A way that was not tried in this checkout keeps its row, if that is from such a machine.
+    """
     kept: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
+    dates: dict[str, str] = {}
     for file in sorted(PLACE.glob("*.json")):
         outcome = json.loads(file.read_text(encoding="utf-8"))
         kept[outcome["way"]].append(outcome)
+        day = time.strftime("%Y-%m-%d", time.gmtime(file.stat().st_mtime))
+        dates[outcome["way"]] = max(day, dates.get(outcome["way"], ""))
+    here = {"machine": f"{os.cpu_count()} CPU cores, {platform.system()}", "python": platform.python_version()}
+    earlier = earlier if earlier and here.items() <= earlier.items() else {"rows": []}
+    before = {row["fault"]: {"date": earlier["date"], **row} for row in earlier["rows"] if row["tests"]}
     found = []
     for way, outcomes in kept.items():
         try:
@@ -280,11 +289,11 @@ def told() -> dict[str, Any]:
             found.append(row(way, [], {}, str(error)))
             continue
         planned = {suite: suites.count(suite) for suite in dict.fromkeys(suites)}
-        found.append(row(way, outcomes, planned, "" if outcomes else "no round yet"))
-    machine = f"{os.cpu_count()} CPU cores, {platform.system()}"
-    return {
-        "date": time.strftime("%Y-%m-%d"), "machine": machine, "python": platform.python_version(), "rows": found
-    }  # fmt: skip
+        if outcomes:
+            found.append({**row(way, outcomes, planned), "date": dates[way]})
+        else:
+            found.append(before.get(WAYS[way][0]) or row(way, [], {}, "no round yet"))
+    return {"date": time.strftime("%Y-%m-%d"), **here, "rows": found}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -310,8 +319,9 @@ def main(arguments: list[str] | None = None) -> int:
             outcome = run(one)
             flakes += bool(outcome["failed"])
             print(line(one.name, outcome), flush=True)
-    found = told()
-    (HOME / "data" / "steady.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    file = HOME / "data" / "steady.json"
+    found = told(json.loads(file.read_text(encoding="utf-8")) if file.exists() else None)
+    file.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     for one in found["rows"]:
         print(f"{one['outcome']:8} {one['fault']}: {'; '.join(one['measured'])}")
     print(f"{flakes} rounds failed; logs in {PLACE}" if flakes else "No round failed.")

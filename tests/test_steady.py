@@ -141,3 +141,35 @@ def test_there_are_as_many_rounds_as_promised():
     assert {way: len(found) for way, found in rounds.items()} == {"order": 20, "chapters": 3, "threads": 6}
     assert len({one.arguments for one in rounds["order"]}) == 20
     assert {one.variables["SKINBOOK_THREADS"] for one in rounds["threads"]} == {"1", "2", "4"}
+
+
+def test_a_way_that_is_not_tried_here_keeps_its_row(tmp_path, monkeypatch):
+    monkeypatch.setattr(steady, "PLACE", tmp_path)
+    monkeypatch.setattr(steady, "works", lambda *command: True)
+    found = steady.told()
+    assert {row["measured"][0] for row in found["rows"]} == {"no round yet"}
+    fault = steady.WAYS["order"][0]
+    old = {"area": steady.AREA, "fault": fault, "tests": 7, "outcome": "held", "measured": ["once"], "commits": ["a"]}
+    rows = [{**old, "expectation": steady.WAYS["order"][1]}]
+    kept = steady.told({**found, "date": "2026-01-02", "rows": rows})["rows"]
+    assert kept[0] == {**rows[0], "date": "2026-01-02"}
+    assert [row["tests"] for row in kept[1:]] == [0] * 7
+    elsewhere = steady.told({**found, "machine": "another", "rows": rows})["rows"]
+    assert elsewhere[0]["measured"] == ["no round yet"]
+    one = {
+        "way": "order",
+        "suite": "the unit tests",
+        "tests": 3,
+        "skipped": 0,
+        "failed": [],
+        "seconds": 2,
+        "commit": "b",
+    }
+    (tmp_path / "one.json").write_text(json.dumps(one), encoding="utf-8")
+    new = steady.told({**found, "rows": rows})["rows"][0]
+    assert (new["tests"], new["commits"]) == (3, ["b"])
+    file = tmp_path / "held.json"
+    file.write_text(json.dumps({**found, "kills": 3, "rows": []}), encoding="utf-8")
+    both = {**found, "rows": [{**new, "date": "2026-01-04"}, {**kept[0], "date": "2026-01-02"}]}
+    (tmp_path / "steady.json").write_text(json.dumps(both), encoding="utf-8")
+    assert "Rounds of tests: 2026-01-02 and 2026-01-04 on" in held(file, tmp_path / "steady.json")
