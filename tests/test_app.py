@@ -379,7 +379,8 @@ def test_a_name_that_the_system_cannot_write_gets_a_sentence(server, lesion, mon
         status, text = upload(server, lesion.read_bytes(), "é.png")
     assert status == 400
     assert re.fullmatch(r"Names of files are written in [\w-]+ here, and this one cannot be: rename the file\.", text)
-    assert upload(server, lesion.read_bytes(), "e.png")[0] == 200
+    assert "operating point" in said(server, lesion.read_bytes(), "e.png")
+    assert asked.files(server) == []
 
 
 def test_an_address_is_asked_in_one_way_only(server):
