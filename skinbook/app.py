@@ -403,7 +403,7 @@ class Guard:
             kept = [(key, value) for key, value in scope["headers"] if key.lower() != b"content-length"]
             scope["headers"] = [*kept, (b"content-length", str(len(question)).encode())]
             in_time = _again(question, in_time)
-        failed = unwritable = False
+        failed, fault = False, None
 
         async def with_policy(message: Any) -> None:
             nonlocal failed
@@ -416,20 +416,20 @@ class Guard:
         try:
             await self.inner(scope, in_time, with_policy)
         except Exception as error:
-            if not failed:
-                raise
-            unwritable = isinstance(error, UnicodeError)  # Starlette raises again what it has answered
+            fault = error  # Starlette raises again what it has answered
         finally:
             if path == ANSWERS:  # the answer went out, or nobody is there to take it
                 for session in parse_qs(scope["query_string"].decode("latin-1")).get("session_hash", []):
                     self.forget(session)
-        if unwritable:
+        if failed and isinstance(fault, UnicodeError):
             written = sys.getfilesystemencoding()
-            await refused(
+            return await refused(
                 400, f"Names of files are written in {written} here, and this one cannot be: rename the file."
             )
-        elif failed:
+        if failed:
             await refused(507, f"The upload could not be laid into {self.folder.parent}: free some space there.")
+        if fault is not None:
+            raise fault
 
     def question(self, told: bytes) -> tuple[bytes, str]:
         """A question to the page, made anew of nothing but the session and the one file, if that was laid into the folder;
