@@ -357,11 +357,25 @@ def _stored(notebook: Path, other: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _ways(threads: Sequence[int], instructions: Sequence[str]) -> list[tuple[int, str]]:
-    """The ways to execute a chapter: every number of threads with the processor's own instructions, the first with fewer."""
+    """The ways to execute a chapter: every number of threads with the processor's own instructions, the first with fewer.
+
+    A processor that has nothing beyond AVX2 takes every number of threads with that: its own would be the same under
+    another name, and what its runs are is said.
+    """
     if odd := sorted(set(instructions) - set(INSTRUCTIONS)):
         raise SkinbookError(f"{odd[0]!r} is no set of instructions; choose from {', '.join(INSTRUCTIONS)}.")
-    here = [kind for kind in instructions if kind == "native" or platform.machine() in ("x86_64", "AMD64")]
+    x86 = platform.machine() in ("x86_64", "AMD64")
+    if x86 and "avx2" in instructions and _widest() == "AVX2":
+        return [(count, "avx2") for count in threads]
+    here = [kind for kind in instructions if kind == "native" or x86]
     return [(count, kind) for kind in here for count in (threads if kind == "native" else threads[:1])]
+
+
+def _widest() -> str:
+    """The widest instructions of this processor that torch uses: "AVX512", "AVX2" or "DEFAULT" on x86."""
+    import torch
+
+    return torch.backends.cpu.get_cpu_capability()
 
 
 def _write_tolerances(done: list[dict[str, Any]], edition: str, scale: str, name: str, tell: Tell) -> None:

@@ -135,7 +135,11 @@ def test_spread_counts_the_stored_outputs_as_a_run(home, monkeypatch):
 
 def test_spread_covers_a_processor_without_avx512(monkeypatch):
     monkeypatch.setattr(runs.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(runs, "_widest", lambda: "AVX512")
     assert runs._ways((1, 2), ("native", "avx2")) == [(1, "native"), (2, "native"), (1, "avx2")]
+    monkeypatch.setattr(runs, "_widest", lambda: "AVX2")  # what is native there has its name
+    assert runs._ways((1, 2), ("native", "avx2")) == [(1, "avx2"), (2, "avx2")]
+    assert runs._ways((1, 2), ("native",)) == [(1, "native"), (2, "native")]
     monkeypatch.setattr(runs.platform, "machine", lambda: "aarch64")
     assert runs._ways((1,), ("native", "avx2")) == [(1, "native")]
     with pytest.raises(SkinbookError, match="'sse' is no set of instructions; choose from native, avx2"):
@@ -144,6 +148,7 @@ def test_spread_covers_a_processor_without_avx512(monkeypatch):
 
 def test_runs_with_fewer_instructions_are_runs_of_their_own(home, monkeypatch):
     monkeypatch.setattr(runs.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(runs, "_widest", lambda: "AVX512")
     given = []
     kept = {"code": "c", "reports": {"AUC": {"value": 0.5, "low": None, "high": None}}, "claims": {}}
 
