@@ -321,7 +321,7 @@ def _timm(case: Case, network: Any, count: int) -> Work:
 
 
 def machine() -> dict[str, Any]:
-    """What it was measured on: processor, cores, versions, and the accelerator if there is one."""
+    """What it was measured on: processor, its widest instructions (AVX512, AVX2), cores, versions, the accelerator."""
     import timm
     import torch
     import torchvision
@@ -331,6 +331,7 @@ def machine() -> dict[str, Any]:
     processor = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
     return {
         "processor": processor or platform.processor() or platform.machine(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),

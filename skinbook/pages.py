@@ -331,15 +331,33 @@ def speed(bench: Path) -> str:
         try:
             parts.append(f"**{_machine(found['machine'])}**:")
             parts.append(_ways(found["training"]))
-            parts += [
-                f"- {line}" for part in found if part not in ("machine", "training") for line in told(part, found[part])
-            ]
+            rest = [part for part in found if part not in ("machine", "training", "company", "chapters")]
+            parts += [f"- {line}" for part in rest for line in told(part, found[part])]
+            if "chapters" in found:
+                parts.append(f"- {_seconds(found['chapters'])}")
+            if "company" in found:
+                parts.append(_company(found["company"]))
         except (KeyError, TypeError) as error:
             raise SkinbookError(
                 f"{file.name} in {bench.name} is not what `skinbook bench` saves ({error!r}): measure again."
             ) from None
     text = "\n\n".join(parts) or "Nothing is measured yet: `make bench` measures it, on your machine too."
     return text.replace("\n\n- ", "\n- ").replace("|\n- ", "|\n\n- ")
+
+
+def _seconds(chapters: Mapping[str, float]) -> str:
+    """How long each chapter's test takes, and all together."""
+    each = ", ".join(f"{name[:2]}{' (failed)' * ('failed' in name)} {took:.0f}" for name, took in chapters.items())
+    return f"seconds that the test of a chapter takes: {each}; together {sum(chapters.values()):.0f}"
+
+
+def _company(found: Mapping[str, float]) -> str:
+    """Photographs a second of a small network, by how long its threads spin, alone and beside busy programs."""
+    beside, spins = ([*dict.fromkeys(name.split(", ")[place] for name in found)] for place in (0, 1))
+    rows = [
+        [place[0].upper() + place[1:], *(_two_digits(found[f"{place}, {spin}"]) for spin in spins)] for place in beside
+    ]
+    return _table(["test_resnet, 64 px, photographs a second", *spins], rows)
 
 
 def ways() -> str:
@@ -434,18 +452,21 @@ def scaling(text: str, bench: Path) -> str:
 
 
 def _ways(cases: Sequence[Mapping[str, Any]]) -> str:
-    """Photographs a second of every case, and the book's rate over those of the other ways."""
-    head = ["Network", "Photographs", "Each second", "÷ limit", "÷ copied", "÷ timm"]
+    """Photographs a second of every case, the book's rate over those of the other ways, and how far runs lie apart."""
+    head = ["Network", "Photographs", "Each second", "÷ limit", "÷ copied", "÷ timm", "Runs differ by"]
     rows = []
-    for case in cases:
+    for case in sorted(cases, key=lambda case: (case["precision"] != "fp32", case["source"] != "lab", case["side"])):
         ratios = [f"{case['ratio'][arm]:.2f}" for arm in ("limit", "copied", "timm")]
         photographs = f"{case['source']}, {case['side']} px, {case['precision']}"
-        rows.append([case["network"], photographs, _two_digits(case["rate"]["skinbook"]), *ratios])
+        apart = max(max(case["rates"][arm]) / min(case["rates"][arm]) - 1 for arm in ("limit", "skinbook"))
+        rows.append([case["network"], photographs, _two_digits(case["rate"]["skinbook"]), *ratios, f"{apart:.0%}"])
     return _table(head, rows)
 
 
 def _machine(about: Mapping[str, Any]) -> str:
     name = about["accelerator"] or f"{about['cores']} cores of {about['processor']}"
+    if not about["accelerator"] and "instructions" in about:
+        name += f" ({about['instructions']})"
     return f"{name}, torch {about['torch'].split('+')[0]}, measured {about['date']}"
 
 

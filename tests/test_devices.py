@@ -414,11 +414,24 @@ def test_how_far_one_seed_moves_is_read_off_the_tolerances(monkeypatch):
 def test_the_speed_of_each_machine_is_a_table_and_a_list(tmp_path):
     assert "Nothing is measured yet" in pages.speed(tmp_path)
     rates = {"limit": 100.0, "skinbook": 96.0, "copied": 48.0, "timm": 32.0}
-    case = MEASURED["training"][0] | {"rate": rates, "ratio": {arm: 96 / rates[arm] for arm in rates}}
-    measured = {"machine": MEASURED["machine"], "training": [case], "waits": {"a first cell": 2.0}}
+    runs = {arm: [rate, 1.25 * rate, rate] if arm == "limit" else [rate] for arm, rate in rates.items()}
+    case = MEASURED["training"][0] | {"rate": rates, "rates": runs, "ratio": {arm: 96 / rates[arm] for arm in rates}}
+    company = {"alone, spinning long": 1393.0, "alone, spinning none": 835.0}
+    company |= {f"beside 1 busy program, spinning {kind}": 400.0 for kind in ("long", "none")}
+    measured = {
+        "machine": MEASURED["machine"] | {"instructions": "AVX2"},
+        "training": [case | {"precision": "bf16"}, case],
+        "waits": {"a first cell": 2.0},
+        "company": company,
+        "chapters": {"01_eda": 10.3, "02_x (failed)": 20.4},
+    }
     (tmp_path / "cpu.json").write_text(json.dumps(measured), encoding="utf-8")
     said = pages.speed(tmp_path)
-    assert "| resnet18 | lab, 64 px, fp32 | 96 | 0.96 | 2.00 | 3.00 |\n\n- a first cell: 2.00 s" in said
+    rows = [f"| resnet18 | lab, 64 px, {kind} | 96 | 0.96 | 2.00 | 3.00 | 25% |" for kind in ("fp32", "bf16")]
+    assert "\n".join(rows) + "\n\n- a first cell: 2.00 s\n- seconds that the test" in said
+    assert "takes: 01 10, 02 (failed) 20; together 31\n\n" in said
+    assert "| Alone | 1,400 | 840 |\n| Beside 1 busy program | 400 | 400 |" in said
+    assert "(AVX2), torch " in said
     (tmp_path / "cpu.json").write_text(json.dumps({"machine": MEASURED["machine"]}), encoding="utf-8")
     with pytest.raises(SkinbookError, match="is not what `skinbook bench` saves"):
         pages.speed(tmp_path)
