@@ -33,7 +33,7 @@ from skinbook.batches import Batches
 from skinbook.config import SkinbookError, book_data
 from skinbook.data import pixels
 from skinbook.diagnoses import malignant
-from skinbook.evaluation import Evaluation, Interval, difference, mean_interval, softmax
+from skinbook.evaluation import Evaluation, Interval, difference, softmax
 from skinbook.jobs import carried_out
 from skinbook.keyed import key_bits
 from skinbook.losses import class_weights
@@ -564,34 +564,25 @@ def reports(own: Mapping[str, Trained], photographs: Photographs) -> dict[str, I
     }
 
 
-def gains(
-    seeds: Sequence[Mapping[str, Trained]], others: Sequence[Trained], photographs: Photographs
-) -> dict[str, Interval]:
-    """What the traps are worth to a system: the mean over its seeds, which share the resampled lesions.
+def gains(own: Mapping[str, Trained], other: Trained | None, photographs: Photographs) -> dict[str, Interval]:
+    """What the traps are worth to a system, with one seed; intervals over lesions.
 
     Parameters
     ----------
-    seeds : of each seed, the three trainings by kind. others : the same system with `dx_type` on its form, trained on
-        unseen lesions, with the same seeds; or none.
+    own : the three trainings by kind. other : the same system with `dx_type` on its form, trained on unseen lesions
+        with the same seed; or None.
     """
-    system = seeds[0]["unseen"].system
-    of_seeds = [judged(own, photographs) for own in seeds]
-    found = {}
-    for metric in METRICS:
-        pairs = {"other photographs of a lesion flatter": [(of[KNOWN], of[NEVER]) for of in of_seeds]}
-        if others:
-            rows = photographs.rows["unseen", "test"]
-            pairs["dx_type flatters"] = [
-                (photographs.judge(other.system, rows, other.logits), of[UNSEEN])
-                for other, of in zip(others, of_seeds, strict=True)
-            ]
-        name = known_as(metric, system)
-        for cause, both in pairs.items():
-            draws = [a.resampled(name) - b.resampled(name) for a, b in both]
-            found[f"{cause} the system ({metric})"] = mean_interval(
-                draws, [difference(a, b, name).value for a, b in both]
-            )
-    return found
+    system = own["unseen"].system
+    of = judged(own, photographs)
+    pairs = {"other photographs of a lesion flatter": (of[KNOWN], of[NEVER])}
+    if other:
+        rows = photographs.rows["unseen", "test"]
+        pairs["dx_type flatters"] = (photographs.judge(other.system, rows, other.logits), of[UNSEEN])
+    return {
+        f"{cause} the system ({metric})": difference(*pair, known_as(metric, system))
+        for metric in METRICS
+        for cause, pair in pairs.items()
+    }
 
 
 def record(
@@ -602,8 +593,6 @@ def record(
     edition: str,
 ) -> Path:
     """Judge a system on the test and write it into the ledger; returns its file.
-
-    A claim's seeds are each by itself; on top of them stands their mean, with an interval over lesions that they share.
 
     Parameters
     ----------
@@ -621,24 +610,19 @@ def record(
                 "in their photographs alone can be compared: delete the odd ones' files, and train them anew."
             )
     seeds = sorted({seed for _, seed in trained})
-    own = {seed: {kind: trained[kind, seed] for kind in KINDS} for seed in seeds}
-    beside = [others[seed] for seed in seeds if others]
     runs = {}
-    for place, (seed, of_seed) in enumerate(own.items()):
+    for seed in seeds:
+        of_seed = {kind: trained[kind, seed] for kind in KINDS}
         about = {
             **of_seed["unseen"].about,
             "code": code_of(system),
             "package": ", ".join(sorted({str(one.about["package"]) for one in of_seed.values()})),
             "minutes": sum(one.about["minutes"] for one in of_seed.values()),
         }
-        alone = gains([of_seed], beside[place : place + 1], photographs)
-        claims = {sentence: {"above": 0.0, **_payload(gain)} for sentence, gain in alone.items()}
+        found = gains(of_seed, others[seed] if others else None, photographs)
+        claims = {sentence: {"above": 0.0, **_payload(gain)} for sentence, gain in found.items()}
         runs[seed] = ledger_run(reports(of_seed, photographs), system.title, about) | {"claims": claims}
     entry = ledger.entry(runs, datetime.now(UTC).strftime("%Y-%m-%d"))
-    for sentence, gain in gains(list(own.values()), beside, photographs).items():
-        claim, pooled = entry["claims"][sentence], _payload(gain)
-        torn = {ledger.HOLDS, ledger.FAILS} <= {one["verdict"] for one in claim["seeds"].values()}
-        entry["claims"][sentence] = claim | pooled | ({"verdict": ledger.UNDECIDED} if torn else {})
     return ledger.write("results", edition, "full", system.key, entry)
 
 

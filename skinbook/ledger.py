@@ -48,8 +48,7 @@ NOT_MEASURED = ("exercise", "ledger")  # tags of cells that leave a chapter's re
 ABOUT_RESULTS = (
     "Written by `skinbook run --record`, never by hand. A value is the mean over the seeds; low and high are the means "
     "of the ends of the seeds' intervals. A claim's verdict comes from that averaged interval; it is undecided where "
-    "one seed's interval holds and another's does not, or where a seed gives none. What `skinbook copied` claims is the "
-    "mean over the seeds, too, and its interval that of this mean over lesions that the seeds share."
+    "one seed's verdict is that it holds and another's that it does not hold, or where a seed gives no interval."
 )
 ABOUT_TOLERANCES = (
     f"Written by `skinbook spread`, or by `skinbook run --record`, with at least {LEAST_SEEDS} seeds. A tolerance is "

@@ -239,12 +239,13 @@ def copied(edition: str = "ham10000") -> str:
                     _alike(gain, "value"),
                     _result_cells(gain)[1],
                     ledger.verdict_over_seeds(gain),
+                    ", ".join(_alike({**gain, "value": one["value"]}, "value") for one in gain["seeds"].values()),
                 ]
                 for name, metric, gain in gains
                 if gain
             ]
             if rows:
-                head = ["System", "Score", "Gain", "95 % interval", "It flatters"]
+                head = ["System", "Score", "Gain", "95 % interval", "It flatters", "With each seed"]
                 parts.append(f"**{sentence}**:\n\n{_table(head, rows)}")
         for name, held in found.items():
             line = ledger.provenance_line(held["provenance"], edition, size)
