@@ -81,12 +81,22 @@ def audit(table: pd.DataFrame, split: Split, dataset: Dataset | None = None, pix
     table : the tidy table. split : a part for each of its photographs.
     dataset : where the photographs are, for finding byte-identical files.
     pixels : uint8 (n, height, width, 3) in the table's order, for finding near-duplicates.
+
+    Raises
+    ------
+    SkinbookError
+        If the split lacks a photograph, names one twice, has none in test, or names a part that is none of the three.
     """
+    if (twice := split.parts.index[split.parts.index.duplicated()]).size:
+        raise SkinbookError(f"The split names {twice[0]} twice. Give each photograph one part.")
     parts = split.parts.reindex(table["image_id"])
     if parts.isna().any():
         example = parts.index[parts.isna()][0]
         raise SkinbookError(f"The split says nothing of {parts.isna().sum()} photographs, such as {example}.")
     part = parts.to_numpy()
+    if (strange := set(part) - set(PARTS)) or "test" not in part:
+        told = f"names a part {sorted(map(str, strange))[0]!r}" if strange else "has no photograph in test"
+        raise SkinbookError(f"The split {told}: there is nothing to audit. The parts are {', '.join(PARTS)}.")
     return Audit(
         lesions=shared_lesions(table, part),
         identical=_across(identical_files(table, dataset), table, part) if dataset else _no_pairs(),
@@ -121,7 +131,14 @@ def identical_files(table: pd.DataFrame, dataset: Dataset) -> list[tuple[int, in
             with open(path, "rb") as file:
                 digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
         digests.setdefault(digest, []).append(row)
-    return [(a, b, 0) for rows in digests.values() for a, b in combinations(rows, 2)]
+    groups = [rows for rows in digests.values() if len(rows) > 1]
+    if sum(len(rows) * (len(rows) - 1) // 2 for rows in groups) > MOST_PAIRS:
+        largest = max(groups, key=len)
+        raise SkinbookError(
+            f"{table['image_id'].iloc[largest[0]]} and {len(largest) - 1:,} other photographs are one and the same, too many "
+            "to pair. Leave copies out."
+        )
+    return [(a, b, 0) for rows in groups for a, b in combinations(rows, 2)]
 
 
 def perceptual_hashes(pixels: np.ndarray, chunk: int = 1024) -> np.ndarray:

@@ -50,6 +50,7 @@ NAMES = {
     "validation": ("validation", "valid", "val", "dev", "development"),
     "test": ("test", "testing", "tst", "holdout", "hold-out", "eval", "evaluation"),
 }
+SPELLED = ("image_id", "given", "part")
 PART_OF = {name: part for part, names in NAMES.items() for name in names}
 UNUSED = ("", "none", "unused", "excluded", "ignore", "drop", "nan", "na")
 HASHED = 64  # pixels a side; the hash itself looks at 32
@@ -145,16 +146,19 @@ def audit_given(
 
 
 def read_split(given: Sequence[str | Path]) -> pd.DataFrame:
-    """The rows of a split: `image_id` (a file's name without folder and ending), `part`, and `path` and `dx` if known."""
+    """The rows of a split: `image_id` (a file's name without folder and ending), `part`, and `path` and `dx` if known.
+
+    `given` is the name with its folder.
+    """
     if len(given) == 1 and "=" not in str(given[0]):
         path = Path(given[0])
         if not os.path.exists(path):
             raise SkinbookError(
                 f"{path} does not exist. Give a CSV, a folder with train and test in it, or part=list.txt."
             )
-        rows = _from_folders(path) if path.is_dir() else _spelled_alike(_from_csv(path))
+        rows = _from_folders(path) if path.is_dir() else _spelled_alike(_from_csv(path), SPELLED)
     else:
-        rows = _spelled_alike(_from_lists([str(one) for one in given]))
+        rows = _spelled_alike(_from_lists([str(one) for one in given]), SPELLED)
     rows = rows[~rows["part"].str.lower().isin(UNUSED)].reset_index(drop=True)
     if rows["part"].nunique() < 2:
         parts = ", ".join(sorted(set(rows["part"]))) or "none"
@@ -172,7 +176,27 @@ def _image_id(name: str) -> str:
     return stem if dot and f".{suffix.lower()}" in images.SUFFIXES else last
 
 
-def _spelled_alike(rows: pd.DataFrame, columns: Sequence[str] = ("image_id", "part")) -> pd.DataFrame:
+def _given(name: str) -> str:
+    """A file's name with its folder, without its ending, in the one spelling of slashes."""
+    folder, slash, _ = name.strip().replace("\\", "/").removeprefix("./").rpartition("/")
+    return folder + slash + _image_id(name)
+
+
+def _told_apart(rows: pd.DataFrame, known: Iterable[str], notes: list[str]) -> pd.DataFrame:
+    """Rows by name, but by `given` where several files of one part have the name (nv/1.jpg, mel/1.jpg).
+
+    known : names that are a photograph's wherever they stand, since the table has them.
+    """
+    files = rows.drop_duplicates(["part", "image_id", "given"])
+    listed = {name.lower() for name in known}
+    several = files["image_id"][files.duplicated(["part", "image_id"])]
+    torn = {name for name in several if name.lower() not in listed}
+    if torn:
+        notes.append(f"by name, {len(torn):,} names that several files of one part have, such as {min(torn)}")
+    return rows.assign(image_id=rows["image_id"].where(~rows["image_id"].isin(torn), rows["given"]))
+
+
+def _spelled_alike(rows: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
     """The rows with each image and each part in its first spelling: in a table, upper and lower case mean the same."""
     for column in columns:
         first: dict[str, str] = {}
@@ -206,6 +230,7 @@ def _from_csv(path: Path) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "image_id": raw[image].map(_image_id),
+            "given": raw[image].map(_given),
             "part": parts.astype(str),
             "path": [file if _is_image(file) else None for file in beside],
             "dx": None,
@@ -227,12 +252,15 @@ def _from_lists(given: Sequence[str]) -> pd.DataFrame:
             lines = contents(Path(name), tables.LARGEST).decode("utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise SkinbookError(f"{name} cannot be read as a list of files ({error}).") from None
+        if lines and {cell.strip(' "').lower() for cell in re.split(r"[,;\t]", lines[0])} & set(IMAGE_COLUMNS):
+            raw = tables.read(Path(name), [])  # a table: its first line names the columns
+            lines = raw[_named_column(raw, IMAGE_COLUMNS, Path(name))].tolist()
         for line in lines:
             if entry := re.split(r"[,;\t]", line.strip())[0].strip().strip('"'):
                 file = Path(name).parent / entry
                 known = file if _is_image(file) else None
-                rows.append((_image_id(entry), PART_OF.get(part.lower(), part), known, None))
-    return pd.DataFrame(rows, columns=["image_id", "part", "path", "dx"])
+                rows.append((_image_id(entry), _given(entry), PART_OF.get(part.lower(), part), known, None))
+    return pd.DataFrame(rows, columns=["image_id", "given", "part", "path", "dx"])
 
 
 def _from_folders(top: Path) -> pd.DataFrame:
@@ -248,13 +276,19 @@ def _from_folders(top: Path) -> pd.DataFrame:
         for folder, files in locate.folders_below(part):
             below = folder.relative_to(part).parts
             rows += [
-                (_image_id(name), PART_OF[part.name.lower()], folder / name, below[0] if below else None)
+                (
+                    _image_id(name),
+                    _given((folder / name).relative_to(level).as_posix()),
+                    PART_OF[part.name.lower()],
+                    folder / name,
+                    below[0] if below else None,
+                )
                 for name in files
                 if Path(name).suffix.lower() in images.SUFFIXES
             ]
     if not rows:
         raise SkinbookError(f"The folders {', '.join(p.name for p in parts)} in {level} hold no images.")
-    return pd.DataFrame(rows, columns=["image_id", "part", "path", "dx"])
+    return pd.DataFrame(rows, columns=["image_id", "given", "part", "path", "dx"])
 
 
 def _folders_in(top: Path) -> list[Path]:
@@ -282,7 +316,7 @@ def read_about(path: Path) -> pd.DataFrame:
         if (column := _named_column(raw, spellings, path)) is not None:
             text = raw[column]
             if name == "lesion_id":  # as it is spelled
-                about[name] = pd.Series([one or np.nan for one in text], index=raw.index, dtype=text.dtype)
+                about[name] = text.mask(text.str.lower().isin(tables.MISSING), np.nan)
             else:
                 about[name] = tables.known(text)
     marks = {c: str(c).lower() for c in raw.columns if str(c).lower() in DIAGNOSES or str(c).lower() == "unk"}
@@ -290,7 +324,7 @@ def read_about(path: Path) -> pd.DataFrame:
         if len(set(marks.values())) < len(marks) or not raw.columns.is_unique:
             raise SkinbookError(f"{path} has a column of a diagnosis more than once. Remove one of them.")
         values = raw[list(marks)].apply(pd.to_numeric, errors="coerce").rename(columns=marks)
-        about["dx"] = values.idxmax(axis=1).where(values.eq(1).sum(axis=1) == 1)
+        about["dx"] = values.fillna(0).idxmax(axis=1).where(values.eq(1).sum(axis=1) == 1)
     if about["image_id"].duplicated().any():
         told = about[["image_id", *(name for name in ("lesion_id", "dx") if name in about)]].drop_duplicates()
         if (torn := told["image_id"].duplicated()).any():
@@ -305,8 +339,9 @@ def _described(rows: pd.DataFrame, table: Path | None, notes: list[str]) -> tupl
     """The rows with `lesion_id` and `dx` from the table, and what the table says of the images in the split."""
     if table is None:
         notes.append("lesions on both sides (no table was given)")
-        return rows.assign(lesion_id=None), None
+        return _told_apart(rows, (), notes).assign(lesion_id=None), None
     about = read_about(table)
+    rows = _told_apart(rows, about["image_id"], notes)
     spelled = {name.lower(): name for name in rows["image_id"]}
     about["image_id"] = [spelled.get(name.lower(), name) for name in about["image_id"]]
     about = about[about["image_id"].isin(rows["image_id"])].reset_index(drop=True)

@@ -60,7 +60,12 @@ class Seen:
 
     def knows(self, images: Iterable[str], lesions: Iterable[str]) -> np.ndarray:
         """bool (n,): which of these photographs it has seen, or another one of their lesion."""
-        return np.isin(_hashed("image", images), self.images) | np.isin(_hashed("lesion", lesions), self.lesions)
+        images, lesions = [str(name) for name in images], [str(name) for name in lesions]
+        found = np.zeros(len(images), dtype=bool)
+        for spelled in (str, str.upper, str.lower):  # a table may spell them otherwise than its collection does
+            found |= np.isin(_hashed("image", map(spelled, images)), self.images)
+            found |= np.isin(_hashed("lesion", map(spelled, lesions)), self.lesions)
+        return found
 
 
 def _hashed(kind: str, names: Iterable[str]) -> np.ndarray:

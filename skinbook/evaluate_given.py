@@ -23,7 +23,7 @@ from skinbook.data import locate, tables
 from skinbook.data.images import Files
 from skinbook.data.schema import Dataset, tidy
 from skinbook.diagnoses import DIAGNOSES, malignant
-from skinbook.evaluation import METRICS, Evaluation, Interval, interval
+from skinbook.evaluation import METRICS, Evaluation, Interval, interval, roc_auc
 from skinbook.predict_files import Answer, answers
 from skinbook.progress import bar
 
@@ -74,7 +74,8 @@ def read_labelled(table: Path, folder: Path, lesions: Path | None = None) -> Lab
         grouping = _about(Path(lesions))
         if "lesion_id" not in grouping:
             raise SkinbookError(f"{lesions} has no column lesion_id. Give the table that groups images by lesion.")
-        about["lesion_id"] = grouping.set_index("image_id")["lesion_id"].reindex(about["image_id"]).to_numpy()
+        of = dict(zip(grouping["image_id"].str.lower(), grouping["lesion_id"], strict=True))
+        about["lesion_id"] = about["image_id"].str.lower().map(of)
     grouped = "lesion_id" in about and about["lesion_id"].notna().any()
     if not grouped:
         about["lesion_id"] = about["image_id"]
@@ -319,7 +320,10 @@ def judge(
 def _malignant(model: Model, ill: np.ndarray, score: np.ndarray, lesions: np.ndarray) -> dict[str, Interval]:
     """The area under the ROC curve, and what the operating point gives, over all photographs."""
     judged = Evaluation(ill.astype(int), np.stack([1 - score, score], axis=1), lesions, BINARY)
-    found = {"malignant ROC AUC": judged.metric("macro ROC AUC")}  # of two classes: the same for either
+    # From the scores themselves: 1 - score is 1 for every score below 1e-16, and makes ties.
+    ones = np.ones((1, len(ill)))
+    auc = interval(float(roc_auc(ill, score, ones)[0]), roc_auc(ill, score, judged.weights))
+    found = {"malignant ROC AUC": auc}
     if model.threshold is not None:
         called = score >= model.threshold
         found["sensitivity"] = share(called, ill, judged.weights)

@@ -23,6 +23,7 @@ from skinbook.rounding import shown
 RESAMPLES = 1000
 ROUNDING = 1e-6  # by which a probability may lie outside 0 to 1
 CALIBRATION_BINS = 15
+HELD = 10_000_000  # weights computed with at a time
 
 
 @dataclass(frozen=True)
@@ -154,23 +155,25 @@ class Evaluation:
         with np.errstate(invalid="ignore"):  # of a label that is not a number
             self.labels = np.asarray(labels).astype(np.int64)
         self.probabilities = np.asarray(probabilities, dtype=np.float64)
+        unnamed = bool(pd.isna(np.asarray(lesions, dtype=object)).any())  # before NumPy makes "nan" of it
         self.lesions = np.asarray(lesions)
         self.classes = tuple(classes)
         self.resamples, self.seed = resamples, seed
         count = len(self.labels)
         if count == 0:
             raise SkinbookError("There are no photographs to evaluate.")
-        if self.probabilities.shape != (count, len(self.classes)) or self.lesions.shape != (count,):
+        shapes = (self.labels.shape, self.probabilities.shape, self.lesions.shape)
+        if shapes != ((count,), (count, len(self.classes)), (count,)):
             raise SkinbookError(
-                f"Evaluation needs probabilities of shape ({count}, {len(self.classes)}) and {count} lesions; got "
-                f"{self.probabilities.shape} and {self.lesions.shape}."
+                f"Evaluation needs labels, probabilities and lesions of the shapes ({count},), "
+                f"({count}, {len(self.classes)}) and ({count},); got {', '.join(map(str, shapes))}."
             )
         whole = (self.labels == np.asarray(labels)).all()
         if not whole or self.labels.min() < 0 or self.labels.max() >= len(self.classes):
             raise SkinbookError(
                 f"A label lies outside 0 to {len(self.classes) - 1} or is no whole number: give positions in the classes."
             )
-        if pd.isna(self.lesions).any():
+        if unnamed:
             raise SkinbookError("A lesion has no name: give the photograph's own where its lesion is not known.")
         if not np.isfinite(self.probabilities).all():
             raise SkinbookError("A probability is not a finite number; the model has probably diverged.")
@@ -201,7 +204,14 @@ class Evaluation:
 
     def resampled(self, metric: str, definition: str = DEFAULT_DEFINITION) -> np.ndarray:
         """The metric on every resample, float64 (resamples,)."""
-        return self._function(metric, definition)(self.labels, self.probabilities, self.weights)
+        function, weights = self._function(metric, definition), self.weights
+        step = max(1, HELD // len(self.labels))
+        return np.concatenate(
+            [
+                function(self.labels, self.probabilities, weights[start : start + step])
+                for start in range(0, self.resamples, step)
+            ]
+        )
 
     def metric(self, metric: str, definition: str = DEFAULT_DEFINITION) -> Interval:
         """The metric with its 95 % percentile interval.
@@ -248,10 +258,10 @@ def _resample_weights(lesions: tuple, resamples: int, seed: int) -> np.ndarray:
     names, lesion = np.unique(np.asarray(lesions), return_inverse=True)
     if len(names) < 2:  # one lesion resampled is the same lesion again: no resample has anything to say
         return np.zeros((resamples, len(lesions)))
-    draws = integers(("bootstrap", seed), resamples * len(names), len(names))
-    draws = draws.reshape(resamples, len(names)) + np.arange(resamples)[:, None] * len(names)
-    counts = np.bincount(draws.ravel(), minlength=resamples * len(names)).reshape(resamples, len(names))
-    weights = counts[:, lesion].astype(np.float64)
+    weights = np.empty((resamples, len(lesions)), dtype=np.float64)
+    for row in range(resamples):
+        counters = np.arange(row * len(names), (row + 1) * len(names), dtype=np.uint64)
+        weights[row] = np.bincount(integers(("bootstrap", seed), counters, len(names)), minlength=len(names))[lesion]
     weights.flags.writeable = False
     return weights
 
@@ -259,8 +269,8 @@ def _resample_weights(lesions: tuple, resamples: int, seed: int) -> np.ndarray:
 def interval(value: float, draws: np.ndarray) -> Interval:
     """A value with the 2.5th and 97.5th percentile of its resamples.
 
-    The ends are NaN where more than one resample in twenty has no value: then the value rests on so few lesions (three
-    or fewer of a class) that resampling them says nothing.
+    The ends are NaN where more than one resample in twenty has no value: then the value rests on so few lesions (one or
+    two of a class; with three it depends on the draws) that resampling them says nothing.
     """
     present = draws[~np.isnan(draws)]
     low, high = np.percentile(present, [2.5, 97.5]) if len(present) >= 0.95 * len(draws) else (np.nan, np.nan)

@@ -325,3 +325,26 @@ def test_more_near_pairs_than_memory_should_hold_are_refused_and_the_photograph_
     monkeypatch.setattr("skinbook.audit.MOST_PAIRS", 6)
     with pytest.raises(SkinbookError, match=r"More than 6 pairs .* number 260 "):
         near_pairs(hashes)
+
+
+def test_a_split_without_a_test_is_no_split_to_audit():
+    table = a_table(20)
+    split = random_split(table)
+    for parts, sentence in (
+        (
+            split.parts.str.title(),
+            "names a part 'Test': there is nothing to audit. The parts are train, validation, test",
+        ),
+        (split.parts.where(split.parts == "train", "train"), "has no photograph in test"),
+        (pd.concat([split.parts, split.parts.head(1)]), f"names {table['image_id'][0]} twice"),
+    ):
+        with pytest.raises(SkinbookError, match=sentence):
+            audit(table, Split(parts, "made up"))
+
+
+def test_copies_by_the_thousand_are_too_many_to_pair(monkeypatch):
+    monkeypatch.setattr("skinbook.audit.MOST_PAIRS", 5)
+    table = a_table(20).head(4)
+    images = {name: np.zeros((4, 4, 3), np.uint8) for name in table["image_id"]}
+    with pytest.raises(SkinbookError, match="and 3 other photographs are one and the same, too many to pair"):
+        identical_files(table, Dataset("made up", table, (), Arrays(images)))

@@ -146,6 +146,61 @@ def test_lists_of_files(tmp_path):
     assert found.repeated["across"] == [{"image": "one", "parts": ["train", "validation"]}]
 
 
+def test_lists_may_be_tables(tmp_path):
+    (tmp_path / "a.csv").write_text("image_id,dx\nISIC_1,mel\nISIC_2,nv\n", encoding="utf-8")
+    (tmp_path / "b.csv").write_text(
+        ",image_id,dx\n0,ISIC_3,mel\n1,isic_2.jpg,nv\n", encoding="utf-8"
+    )  # as pandas writes
+    found = given.audit_given([f"train={tmp_path / 'a.csv'}", f"test={tmp_path / 'b.csv'}"])
+    assert found.photographs == {"test": 2, "train": 2}
+    assert found.repeated["across"] == [{"image": "ISIC_2", "parts": ["test", "train"]}]
+
+
+def numbered(top, copied=()):
+    """Files that are numbered anew in every folder, as many data sets have them; some are copies of others."""
+    for number in range(1, 4):
+        for place, (part, dx) in enumerate((p, d) for p in ("train", "test") for d in ("benign", "malignant")):
+            file = top / part / dx / f"{number}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            photograph(10 * number + place).save(file)
+    for one, other in copied:
+        (top / other).write_bytes((top / one).read_bytes())
+    return top
+
+
+def test_one_name_of_several_files_is_no_photograph(tmp_path):
+    found = given.audit_given([numbered(tmp_path / "a")])
+    assert not found.leaks
+    assert found.photographs == {"test": 6, "train": 6}
+    assert found.mix["test"] == {"benign": 0.5, "malignant": 0.5}
+    assert "by name, 3 names that several files of one part have, such as 1." in found.verdict
+    copied = [("train/malignant/2.png", "test/malignant/3.png")]
+    found = given.audit_given([numbered(tmp_path / "b", copied)])
+    assert found.verdict.startswith("LEAKS: 1 pairs of identical files")
+    assert {*found.identical["examples"][0]["images"]} == {"train/malignant/2", "test/malignant/3"}
+    rows = "".join(f"{file.relative_to(tmp_path / 'b')},{file.parts[-3]}\n" for file in (tmp_path / "b").rglob("*.png"))
+    (tmp_path / "b" / "split.csv").write_text(f"filepath,part\n{rows}", encoding="utf-8")
+    assert given.audit_given([tmp_path / "b" / "split.csv"]).identical["pairs"] == 1
+
+
+def test_a_name_that_the_table_has_is_its_photograph_wherever_it_stands(tmp_path):
+    top = numbered(tmp_path / "a")
+    (tmp_path / "table.csv").write_text("image_id,lesion_id\n1,A\n2,B\n3,C\n", encoding="utf-8")
+    found = given.audit_given([top], tmp_path / "table.csv")
+    assert len(found.repeated["across"]) == 3
+    assert found.lesions["judged"]["test"]["known"] == 3
+
+
+@pytest.mark.parametrize("unknown", ["", "NA", "nan", "unknown", "NULL"])
+def test_what_means_unknown_is_no_lesion(tmp_path, unknown):
+    (tmp_path / "split.csv").write_text("image_id,part\nA,train\nB,train\nC,test\nD,test\n", encoding="utf-8")
+    text = f"image_id,lesion_id\nA,L1\nB,{unknown}\nC,{unknown}\nD,L4\n"
+    (tmp_path / "table.csv").write_text(text, encoding="utf-8")
+    found = given.audit_given([tmp_path / "split.csv"], tmp_path / "table.csv")
+    assert not found.leaks
+    assert "2 rows without a lesion_id" in found.verdict
+
+
 def folders(top):
     """train and test with two diagnoses; one file is copied, one is saved again in another light, one is no image."""
     for number in range(12):
@@ -188,10 +243,12 @@ def test_near_copies_of_one_lesion_are_counted_once(project):
 
 
 def test_isic_marks_a_diagnosis_with_a_one(tmp_path):
-    (tmp_path / "truth.csv").write_text("image,MEL,NV,UNK\nA,1.0,0.0,0.0\nB,0.0,1.0,0.0\nC,0,0,0\n", encoding="utf-8")
+    (tmp_path / "truth.csv").write_text(
+        "image,MEL,NV,UNK\nA,1.0,0.0,0.0\nB,0.0,1.0,0.0\nC,0,0,0\nD,,,\n", encoding="utf-8"
+    )
     about = given.read_about(tmp_path / "truth.csv")
     assert about["dx"].tolist()[:2] == ["mel", "nv"]
-    assert pd.isna(about["dx"].iloc[2])
+    assert about["dx"].iloc[2:].isna().all()
 
 
 @pytest.mark.parametrize(

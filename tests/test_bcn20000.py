@@ -23,6 +23,15 @@ def test_kaggles_layout(tmp_path):
     assert dataset.images.read("BCN_0000000002").shape == (30, 40, 3)
 
 
+@pytest.mark.parametrize("unknown", ["NA", "unknown", "nan"])
+def test_what_means_unknown_is_no_lesion(tmp_path, unknown):
+    top = bcn20000_kaggle(tmp_path)
+    file = top / "bcn_20k_train.csv"
+    file.write_text(file.read_text(encoding="utf-8").replace("BCN_0000001,", f"{unknown},"), encoding="utf-8")
+    lesions = reader.load(top).table.set_index("image_id")["lesion_id"]
+    assert [lesions[f"BCN_{number:010d}"] for number in (3, 4, 5)] == [f"BCN_{number:010d}" for number in (3, 4, 5)]
+
+
 def test_kaggles_images_must_be_there(tmp_path):
     top = bcn20000_kaggle(tmp_path)
     (top / "BCN_20k_train" / "bcn_20k_train" / "BCN_0000000005.jpg").unlink()

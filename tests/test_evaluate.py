@@ -195,6 +195,8 @@ def test_what_the_model_has_seen_is_said_and_can_be_left_out(tmp_path):
     assert "3 of these photographs show lesions that the model was trained or chosen on" in report.notes[0]
     fresh = given.evaluate(Reader(seen=seen), labelled, unseen=True, progress=False)
     assert (fresh.photographs, fresh.seen, fresh.sound) == (39, 0, True)
+    small = labelled.table.assign(image_id=labelled.table["image_id"].str.lower())
+    assert seen.knows(small["image_id"], small["lesion_id"].str.lower()).sum() == 3  # however they are spelled
     everything = Seen.of([], [lesion for _, lesion, _ in rows])
     with pytest.raises(SkinbookError, match="every one of these photographs"):
         given.evaluate(Reader(seen=everything), labelled, unseen=True, progress=False)
@@ -297,3 +299,22 @@ def test_real_lesions_in_the_layout_of_the_isic_challenge(tmp_path, monkeypatch,
     assert told["refused"] > 10  # drawn lesions are not real ones, and the model notices
     counts = {dx: about["photographs"] for dx, about in told["per_class"].items()}
     assert counts == {dx: int((known["dx"] == dx).sum()) for dx in counts}
+
+
+def test_lesions_are_joined_however_the_images_are_spelled(tmp_path):
+    rows = a_set(tmp_path, 6)
+    table = write_csv(tmp_path / "t.csv", ["image", "dx"], [[name.lower(), dx] for name, _, dx in rows])
+    grouping = write_csv(tmp_path / "l.csv", ["image_id", "lesion_id"], [[name, lesion] for name, lesion, _ in rows])
+    labelled = given.read_labelled(table, tmp_path, grouping)
+    assert labelled.grouped
+    assert labelled.table["lesion_id"].tolist() == [lesion for _, lesion, _ in rows]
+
+
+def test_scores_near_zero_are_no_ties():
+    ill = np.repeat([False, True], 30)
+    score = np.concatenate([np.linspace(1e-30, 1e-29, 30), np.linspace(1e-28, 1e-27, 30)])
+    model = Reader(("benign", "malignant"), threshold=None)
+    found = given._malignant(model, ill, score, np.arange(60).astype(str))["malignant ROC AUC"]
+    assert (found.value, found.low, found.high) == (1, 1, 1)
+    alone = given._malignant(model, ill[:30], score[:30], np.arange(30).astype(str))["malignant ROC AUC"]
+    assert np.isnan([alone.value, alone.low, alone.high]).all()

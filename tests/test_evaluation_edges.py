@@ -8,6 +8,7 @@ import pytest
 from skinbook import keyed
 from skinbook.config import SkinbookError
 from skinbook.evaluation import (
+    METRICS,
     Evaluation,
     Interval,
     accuracy,
@@ -112,11 +113,11 @@ def test_what_an_evaluation_refuses():
     assert Evaluation(**good).value("accuracy") == 1
     for change, words in (
         ({"labels": [], "probabilities": np.zeros((0, 3)), "lesions": []}, "no photographs to evaluate"),
-        ({"probabilities": np.eye(3)[:2]}, r"shape \(3, 3\) and 3 lesions; got \(2, 3\) and \(3,\)"),
-        ({"probabilities": np.eye(4)}, r"got \(4, 4\) and \(3,\)"),
-        ({"probabilities": np.eye(3)[:, :2]}, r"got \(3, 2\)"),
-        ({"lesions": ["a", "b"]}, r"got \(3, 3\) and \(2,\)"),
-        ({"lesions": ["a", "b", "c", "d"]}, r"got \(3, 3\) and \(4,\)"),
+        ({"probabilities": np.eye(3)[:2]}, r"shapes \(3,\), \(3, 3\) and \(3,\); got \(3,\), \(2, 3\), \(3,\)"),
+        ({"probabilities": np.eye(4)}, r"got \(3,\), \(4, 4\), \(3,\)"),
+        ({"probabilities": np.eye(3)[:, :2]}, r"got \(3,\), \(3, 2\)"),
+        ({"lesions": ["a", "b"]}, r"got \(3,\), \(3, 3\), \(2,\)"),
+        ({"lesions": ["a", "b", "c", "d"]}, r"got \(3,\), \(3, 3\), \(4,\)"),
         ({"labels": [0, 1, 3]}, "0 to 2"),
         ({"labels": [0, 1, 7]}, "0 to 2"),
         ({"labels": [-1, 1, 2]}, "0 to 2"),
@@ -263,3 +264,27 @@ def test_the_mean_over_seeds_is_that_of_each_resample():
     found = mean_interval(values, [1.0, 2.0])
     assert found.value == 1.5
     assert (found.low, found.high) == percentiles((values[0] + values[1]) / 2)
+
+
+def test_labels_in_a_column_are_refused():
+    chances = np.eye(3)[np.arange(30) % 3]
+    with pytest.raises(SkinbookError, match=r"shapes \(30,\), \(30, 3\) and \(30,\); got \(30, 1\)"):
+        Evaluation((np.arange(30) % 3)[:, None], chances, np.arange(30), ("a", "b", "c"))
+
+
+def test_a_lesion_without_a_name_is_refused_in_a_list_too():
+    with pytest.raises(SkinbookError, match="A lesion has no name"):
+        Evaluation([0, 1, 0], np.eye(2)[[0, 1, 0]], ["L1", "L2", float("nan")], ("a", "b"))
+
+
+def test_resamples_in_pieces_are_the_same(monkeypatch):
+    rng = np.random.default_rng(0)
+    chances = rng.dirichlet(np.ones(3), 40)
+    labels, lesions = rng.integers(0, 3, 40), rng.integers(0, 25, 40)
+    whole = Evaluation(labels, chances, lesions, ("nv", "mel", "bcc"), resamples=50)
+    pieces = Evaluation(labels, chances, lesions, ("nv", "mel", "bcc"), resamples=50)
+    for metric in METRICS:
+        expected = whole.resampled(metric)
+        with monkeypatch.context() as small:
+            small.setattr("skinbook.evaluation.HELD", 7 * 40)
+            np.testing.assert_allclose(pieces.resampled(metric), expected, rtol=0, atol=1e-12)

@@ -79,7 +79,7 @@ def _eight(raw: pd.DataFrame, image_id: pd.Series, dx: pd.Series) -> pd.DataFram
     return pd.DataFrame(
         {
             "image_id": image_id,
-            "lesion_id": raw["lesion_id"].where(raw["lesion_id"] != "", image_id),
+            "lesion_id": raw["lesion_id"].mask(raw["lesion_id"].str.lower().isin(tables.MISSING), image_id),
             "dx": dx,
             "dx_type": pd.Series(np.nan, index=raw.index, dtype=object),
             "age": tables.numbers(raw["age_approx"]),
