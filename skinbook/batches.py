@@ -83,8 +83,13 @@ class Batches:
             self._resident = torch.from_numpy(np.ascontiguousarray(self.pixels[self.rows])).to(self.device)
 
     def __len__(self) -> int:
-        """Batches an epoch. They differ in size by one at most, so that none is too small for batch normalisation."""
-        return -(-len(self.rows) // self.batch_size)
+        """Batches an epoch, which differ in size by one at most.
+
+        Where they are shuffled, for training, none has a single photograph, which is too few for batch normalisation:
+        three photographs in batches of two are one batch. (But batches of one are what they are.)
+        """
+        count = -(-len(self.rows) // self.batch_size)
+        return max(1, min(count, len(self.rows) // 2)) if self.shuffle and self.batch_size > 1 else count
 
     def must_be_plain(self) -> None:
         """Raise SkinbookError unless the photographs come as they are and in the order of `rows`."""
@@ -95,10 +100,9 @@ class Batches:
 
     def identity(self) -> list:
         """What tells these batches from others in a checkpoint, ready for JSON."""
-        sample = np.ascontiguousarray(self.pixels[self.rows[:: max(1, len(self.rows) // 16)]])
-        digest = hashlib.blake2b(
-            sample.tobytes() + self.rows.tobytes() + self.labels[self.rows].tobytes(), digest_size=8
-        )
+        digest = hashlib.blake2b(self.rows.tobytes() + self.labels[self.rows].tobytes(), digest_size=8)
+        for start in range(0, len(self.rows), 1024):
+            digest.update(np.ascontiguousarray(self.pixels[self.rows[start : start + 1024]]).tobytes())
         second = [] if self.beside is None else [hashlib.blake2b(self.beside[self.rows].tobytes()).hexdigest()[:16]]
         options = [
             self.batch_size,

@@ -342,6 +342,7 @@ def train(
         seed=seed,
         checkpoint=checkpoint,
         log=after_epoch,
+        origin=weights,
     )
     about = {
         "system": asdict(system),

@@ -24,7 +24,7 @@ from typing import Any
 
 from skinbook import __version__
 from skinbook.config import SkinbookError, book_data
-from skinbook.files import locked, replaced
+from skinbook.files import alone_in, locked, replaced
 from skinbook.reading import strict_json
 from skinbook.rounding import shown
 
@@ -246,7 +246,7 @@ def write(kind: str, edition: str, scale: str, chapter: str, entry: Mapping[str,
     """
     file = file_of(kind, edition, scale)
     about = ABOUT_RESULTS if kind == "results" else ABOUT_TOLERANCES
-    with locked(file):
+    with alone_in(file.parent), locked(file):  # the lock of the file lies in the cache, and caches differ
         chapters = _load(file).get("chapters", {}) | {chapter: entry}
         whole = {"about": about, "edition": edition, "scale": scale, "chapters": dict(sorted(chapters.items()))}
         with replaced(file) as partial:

@@ -144,10 +144,16 @@ class ChapterFile(IPyNbFile):
     def tolerance(self, name: str) -> float:
         return ledger.tolerance(self.settings.edition, self.settings.scale, self.path.stem, name)
 
-    def may_change(self, sentence: str, *verdicts: str) -> bool:
-        """Whether a claim came out in each of these ways with nothing changed but the number of threads."""
-        dials = self.settings.edition, self.settings.scale, self.path.stem
-        return set(verdicts) <= ledger.verdicts(*dials, sentence, self.settings.seed)
+    def may_be(self, sentence: str, now: str, then: str) -> bool:
+        """Whether a claim may come out so: as before, or as it did with nothing changed but threads and instructions.
+
+        What is stored on the lab is seed 0's. Another seed is held against what was measured of it, if anything was.
+        """
+        seed = self.settings.seed
+        measured = ledger.verdicts(self.settings.edition, self.settings.scale, self.path.stem, sentence, seed)
+        if self.on_lab and seed and measured:
+            return now in measured
+        return now == then or {now, then} <= measured
 
     def remedy(self) -> str:
         """What to do where a change is meant."""
@@ -240,6 +246,8 @@ class ChapterCell(IPyNbCell):
     def _differing(self, kind: str, mime: str, key: str, fresh: list[Any], stored: list[Any]) -> list[str]:
         file = self.parent
         now = {made[key]: made for made in payloads(fresh, mime)}
+        if len(now) < len(list(payloads(fresh, mime))):
+            return [f"One of {', '.join(map(repr, now))} is said twice in this cell: give each its own name."]
         then = file.expected(kind, {made[key]: made for made in payloads(stored, mime)})
         against = "stored" if file.on_lab else "in the ledger"
         faults = [f"{name!r} is not {against}: {file.remedy()}." for name in now if name not in then]
@@ -249,8 +257,11 @@ class ChapterCell(IPyNbCell):
             ]
         for name in now.keys() & then.keys():
             a, b = now[name], then[name]
-            changed = kind == "claims" and a["verdict"] != b["verdict"]
-            if changed and not file.may_change(name, a["verdict"], b["verdict"]):
+            if kind == "claims" and a.get("above", 0.0) != b.get("above", 0.0):
+                faults.append(f"The claim {name!r} is held against another value than {against}: {file.remedy()}.")
+            if kind == "reports" and any((a.get(end) is None) != (b.get(end) is None) for end in ("low", "high")):
+                faults.append(f"{name!r} has an interval now or {against}, and not both: {file.remedy()}.")
+            if kind == "claims" and not file.may_be(name, a["verdict"], b["verdict"]):
                 faults.append(f"The claim {name!r} was {b['verdict']!r} and is {a['verdict']!r} now: {file.remedy()}.")
             if kind == "reports" and not near(a["value"], b["value"], file.tolerance(name)):
                 faults.append(

@@ -26,7 +26,7 @@ from skinbook import ledger
 from skinbook.batches import Batches
 from skinbook.bundle import Bundle, Seen
 from skinbook.calibration import temperature_of
-from skinbook.config import SkinbookError, book_data
+from skinbook.config import SkinbookError, book_data, settings
 from skinbook.data import pixels
 from skinbook.data.schema import Dataset
 from skinbook.evaluate_given import Report
@@ -140,8 +140,9 @@ class Trained:
 
 
 def file_of(entrant: Entrant, seed: int, lesions: Lesions, folder: Path) -> Path:
-    """Where a training's scores are kept: the name changes with the model's fields, the seed and the split."""
-    known_by = key_bits(json.dumps([asdict(entrant), seed, lesions.split.fingerprint], sort_keys=True))
+    """Where a training's scores are kept: the name changes with the model's fields, the seed, the split and precision."""
+    fields = asdict(entrant) | {"precision": settings().precision or entrant.precision}
+    known_by = key_bits(json.dumps([fields, seed, lesions.split.fingerprint], sort_keys=True))
     return folder / f"{key_bits(entrant.name):016x}-{seed}-{known_by:016x}.npz"
 
 
@@ -207,6 +208,7 @@ def train(
         seed=seed,
         checkpoint=checkpoint,
         log=after_epoch,
+        origin=came_from,
     )
     arrays: dict[str, Any] = {
         f"{part}, {view}": predict(network, parts[part], flips=flips).astype(np.float16)
@@ -215,6 +217,7 @@ def train(
     }
     about = {
         "entrant": asdict(entrant),
+        "precision": trained.precision,
         "seed": seed,
         "split": lesions.split.fingerprint,
         "weights": came_from,
@@ -270,7 +273,6 @@ class Order:
 
 def carry_out(order: Order) -> tuple[Path | None, str]:
     """Train as ordered; returns the file of the scores, or None and why there is none."""
-    from skinbook.config import settings
     from skinbook.data import catalog
     from skinbook.memory import keep_freed_memory
 
@@ -314,7 +316,6 @@ def run(
     SkinbookError
         If there are no seeds or jobs, or not one of the models could be trained.
     """
-    from skinbook.config import settings
     from skinbook.data import catalog
 
     if seeds < 1 or jobs < 1:
@@ -489,6 +490,7 @@ def _run(chosen: Chosen, lesions: Lesions) -> dict[str, Any]:
         **first,
         "code": first["code"] if single else f"{key_bits(' + '.join(names)):016x}"[:12],
         "minutes": sum(member.about["minutes"] for member in chosen.members),
+        "package": ", ".join(dict.fromkeys(member.about["package"] for member in chosen.members)),
         "weights": ", ".join(dict.fromkeys(member.about["weights"] for member in chosen.members)),
     }
     return ledger_run(reports(chosen, lesions), chosen.members[0].entrant.name if single else " + ".join(names), about)

@@ -137,6 +137,7 @@ def train(
         seed=recipe.seed,
         checkpoint=checkpoint,
         log=log,
+        origin=network.backbone.weights,
     )
     about = (
         f"{recipe.network} at {recipe.image} px, trained on {ON.get(dataset.edition, dataset.edition)} "

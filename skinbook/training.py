@@ -91,6 +91,7 @@ def fit(
     seed: int = 0,
     checkpoint: Path | None = None,
     log: Callable[[str], None] | None = print,
+    origin: str = "",
 ) -> Fit:
     """Train a network in place; it ends with the weights of its best epoch on validation (the last one without).
 
@@ -109,6 +110,7 @@ def fit(
         it; fp32 where neither says anything.
     checkpoint : a file that is written after every epoch and resumed from where it exists.
     log : is handed one line an epoch; None for silence.
+    origin : what the network began as, such as the name of its weights: a checkpoint of another origin is refused.
 
     Started by `torchrun` or an Accelerate launcher, every process calls it with the same arguments and trains on its
     part of every batch: `batch_size` is that of all together. The main one logs and writes the checkpoint.
@@ -136,7 +138,8 @@ def fit(
     loss = loss or nn.CrossEntropyLoss()
     network.to(train.device).to(memory_format=torch.channels_last)  # faster convolutions
     if precision == "auto":
-        (precision,) = broadcast_object_list([faster_precision(network, next(train.epoch()), loss)])
+        faster = _precision_of(checkpoint) or faster_precision(network, next(train.epoch()), loss)
+        (precision,) = broadcast_object_list([faster])
     accelerator = Accelerator(
         cpu=train.device == "cpu",
         mixed_precision=PRECISION[precision],
@@ -145,8 +148,10 @@ def fit(
     )
     share = (accelerator.process_index, accelerator.num_processes)
     optim = _optimizer(network, optimizer, learning_rate, weight_decay)
-    run = _Run(network, optim, learning_rate, monitor, average)
-    about = (epochs, learning_rate, weight_decay, optimizer, schedule, warmup, patience, precision, seed, _named(loss))
+    run = _Run(network, optim, learning_rate, monitor, average, precision)
+    learning = [name for name, weight in network.named_parameters() if weight.requires_grad]
+    rates = (epochs, learning_rate, weight_decay, optimizer, schedule, warmup, patience)
+    about = (*rates, precision, seed, _named(loss), origin, learning)
     start = run.resume(checkpoint, train, validation, about)
     _check_processes(train, start, checkpoint, share)
     wrapped, optim = accelerator.prepare(network, optim)
@@ -155,46 +160,50 @@ def fit(
         run.scaler.load_state_dict(run.scale)
     steps = epochs * len(train)
 
-    for epoch in range(start, epochs):
-        if run.finished:
-            break
-        torch.manual_seed(key_bits(("torch", seed, epoch)) % 2**63 + share[0])  # dropout
-        _train_mode(wrapped)
-        total = 0.0
-        for number, batch in enumerate(train.epoch(epoch, share)):
-            if schedule == "cosine":
-                run.set_rate(learning_rate * cosine((epoch * len(train) + number) / steps, warmup))
-            with accelerator.autocast():
-                logits, labels = _whole_batch(wrapped(batch.inputs), batch, share)
-                value = loss(logits, labels)
-            if not torch.isfinite(value):
-                raise _no_number(f"The loss is {value.item()} in epoch {epoch + 1}, batch {number + 1}", batch, train)
-            optim.zero_grad(set_to_none=True)
-            accelerator.backward(value * share[1])  # of whose gradients the mean is taken, where the sum is due
-            optim.step()
-            if not accelerator.optimizer_step_was_skipped:  # as fp16 does when its gradients overflow
-                run.average_weights()
-            total += value.item() * len(labels)
-        if not run.is_sound():
-            raise _no_number(
-                f"A weight is not a finite number after epoch {epoch + 1}, batch {number + 1}", batch, train
-            )
-        run.follow_main_process(share)  # batch normalisation saw other photographs in every process
-        row = {"epoch": epoch + 1, "learning rate": run.rate, "train loss": total / len(train.rows)}
-        if validation is not None:
-            with run.averaged_weights():
-                row |= _score(network, validation, loss, accelerator)
-        (row,) = broadcast_object_list([row])  # all processes go by the main one's numbers
-        improved = run.record(row)
-        if schedule == "plateau":
-            run.lower_rate_on_plateau()
-        run.finished = patience is not None and epoch + 1 - run.best_epoch >= patience
-        if accelerator.is_main_process:
-            run.save(checkpoint)
-            if log is not None:
-                log("  ".join(f"{k} {v:.4g}" for k, v in row.items()) + ("  *" if improved else ""))
-    accelerator.wait_for_everyone()  # until the last checkpoint is written
-    accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)  # else the network would stay in mixed precision
+    try:
+        for epoch in range(start, epochs):
+            if run.finished:
+                break
+            torch.manual_seed(key_bits(("torch", seed, epoch)) % 2**63 + share[0])  # dropout
+            _train_mode(wrapped)
+            total = 0.0
+            for number, batch in enumerate(train.epoch(epoch, share)):
+                if schedule == "cosine":
+                    run.set_rate(learning_rate * cosine((epoch * len(train) + number) / steps, warmup))
+                with accelerator.autocast():
+                    logits, labels = _whole_batch(wrapped(batch.inputs), batch, share)
+                    value = loss(logits, labels)
+                if not torch.isfinite(value):
+                    raise _no_number(
+                        f"The loss is {value.item()} in epoch {epoch + 1}, batch {number + 1}", batch, train
+                    )
+                optim.zero_grad(set_to_none=True)
+                accelerator.backward(value * share[1])  # of whose gradients the mean is taken, where the sum is due
+                optim.step()
+                if not accelerator.optimizer_step_was_skipped:  # as fp16 does when its gradients overflow
+                    run.average_weights()
+                total += value.item() * len(labels)
+            if not run.is_sound():
+                raise _no_number(
+                    f"A weight is not a finite number after epoch {epoch + 1}, batch {number + 1}", batch, train
+                )
+            run.follow_main_process(share)  # batch normalisation saw other photographs in every process
+            row = {"epoch": epoch + 1, "learning rate": run.rate, "train loss": total / len(train.rows)}
+            if validation is not None:
+                with run.averaged_weights():
+                    row |= _score(network, validation, loss, accelerator)
+            (row,) = broadcast_object_list([row])  # all processes go by the main one's numbers
+            improved = run.record(row)
+            if schedule == "plateau":
+                run.lower_rate_on_plateau()
+            run.finished = patience is not None and epoch + 1 - run.best_epoch >= patience
+            if accelerator.is_main_process:
+                run.save(checkpoint)
+                if log is not None:
+                    log("  ".join(f"{k} {v:.4g}" for k, v in row.items()) + ("  *" if improved else ""))
+        accelerator.wait_for_everyone()  # until the last checkpoint is written
+    finally:
+        accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)  # else the network would stay in mixed precision
     run.restore_best()
     return Fit(pd.DataFrame(run.history), run.best_epoch, precision)
 
@@ -288,9 +297,26 @@ def _train_mode(network: nn.Module) -> None:
 
 
 def _named(loss: Callable) -> list:
-    """What tells one loss from another in a checkpoint: its name, and what it holds, such as class weights."""
+    """What tells one loss from another in a checkpoint: its name, and what it holds, such as class weights.
+
+    What a function has closed over is not told apart.
+    """
     held = loss.buffers() if isinstance(loss, nn.Module) else ()
-    return [getattr(loss, "__qualname__", type(loss).__qualname__), *(value.tolist() for value in held)]
+    options = {name: value for name, value in sorted(vars(loss).items()) if isinstance(value, int | float | str)}
+    return [getattr(loss, "__qualname__", type(loss).__qualname__), options, *(value.tolist() for value in held)]
+
+
+def _precision_of(checkpoint: Path | None) -> str | None:
+    """The precision that an earlier part of the run took, where there is one: the rest must not take another."""
+    from safetensors import SafetensorError, safe_open
+
+    if checkpoint is None or not checkpoint.exists():
+        return None
+    try:
+        with safe_open(checkpoint, "pt") as held:
+            return json.loads(held.metadata()["run"])["precision"]
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        return None  # `resume` says what is wrong with the file
 
 
 def cosine(progress: float, warmup: float) -> float:
@@ -330,9 +356,9 @@ def predict(network: nn.Module, batches: Batches, flips: bool = False, share: tu
 
 def _score(network: nn.Module, validation: Batches, loss: Callable, accelerator) -> dict[str, float]:
     """Loss and the two accuracies on validation, whose batches the processes share."""
-    with accelerator.autocast():
-        share = (accelerator.process_index, accelerator.num_processes)
-        logits = torch.from_numpy(predict(network, validation, share=share))
+    share = (accelerator.process_index, accelerator.num_processes)
+    # The network itself computes in mixed precision; the photographs are normalised in float32, as in training.
+    logits = torch.from_numpy(predict(network, validation, share=share))
     if not torch.isfinite(logits).all():
         raise SkinbookError("A score on validation is not a finite number; the last checkpoint is untouched.")
     labels = validation.labels[validation.rows]
@@ -359,7 +385,8 @@ def _optimizer(network: nn.Module, name: str, rate: float, decay: float) -> torc
 class _Run:
     """What a run must remember from one epoch to the next, in memory and in its checkpoint."""
 
-    def __init__(self, network, optimizer, rate: float, monitor: str, average: float | None) -> None:
+    def __init__(self, network, optimizer, rate: float, monitor: str, average: float | None, precision: str) -> None:
+        self.precision = precision
         self.network, self.optimizer, self.rate, self.average = network, optimizer, rate, average
         self.monitor = f"validation {monitor}"
         self.sign = 1.0 if BETTER_WHEN_HIGHER[monitor] else -1.0
@@ -442,7 +469,9 @@ class _Run:
         tensors |= {f"mean/{k}": v for k, v in (self.mean or {}).items()}
         for number, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{number}/{k}": v for k, v in state.items() if torch.is_tensor(v)}
-        kept = {k: getattr(self, k) for k in ("history", "best_epoch", "best", "rate", "finished", "identity")}
+        kept = {
+            k: getattr(self, k) for k in ("history", "best_epoch", "best", "rate", "finished", "identity", "precision")
+        }
         kept["scale"] = self.scaler.state_dict() if self.scaler is not None else {}
         kept["plateau"] = {k: v for k, v in self.plateau.state_dict().items() if isinstance(v, int | float)}
         # Its own copies: networks may share tensors, and safetensors refuses those.
@@ -454,10 +483,12 @@ class _Run:
 
     def resume(self, file: Path | None, train: Batches, validation: Batches | None, about: tuple) -> int:
         """Take up a checkpoint where there is one; returns the epoch to go on with."""
+        if file is None:
+            return 0
         shapes = [[k, list(v.shape)] for k, v in self.network.state_dict().items()]
         sets = [batches and batches.identity() for batches in (train, validation)]
         self.identity = f"{key_bits(json.dumps([sets, about, self.monitor, self.average, shapes])):016x}"
-        if file is None or not file.exists():
+        if not file.exists():
             return 0
         from safetensors import SafetensorError, safe_open
 

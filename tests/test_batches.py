@@ -85,3 +85,13 @@ def test_a_second_input_counts_in_a_checkpoint_and_must_have_every_row():
         batches(beside=beside[3:])
     with pytest.raises(SkinbookError, match="103 photographs need as many names; got 2"):
         batches(names=["one", "two"])
+
+
+@pytest.mark.parametrize(
+    ("rows", "size", "shuffle", "sizes"),
+    [(5, 2, True, [3, 2]), (3, 2, True, [3]), (1, 2, True, [1]), (4, 1, True, [1] * 4), (5, 2, False, [2, 2, 1])],
+)
+def test_no_batch_of_training_is_a_single_photograph(rows, size, shuffle, sizes):
+    some = Batches(np.zeros((8, 4, 4, 3), np.uint8), np.zeros(8), np.arange(rows), batch_size=size, shuffle=shuffle)
+    assert len(some) == len(sizes)
+    assert [len(batch.labels) for batch in some.epoch()] == sizes

@@ -409,3 +409,13 @@ def test_every_known_address_is_https_and_every_archive_of_photographs_has_a_has
     remotes = [remote for ways in download.WAYS.values() for way in ways for remote in way]
     assert all(url.startswith("https://") for remote in remotes for url in remote.urls)
     assert all(remote.md5 or len(remote.urls) == 2 for remote in remotes if remote.image)
+
+
+@pytest.mark.parametrize(
+    "answer", [b"\n<!DOCTYPE html>", b"\xef\xbb\xbf<html>", b' {"status": "ERROR"}', b"[]", b" \n"]
+)
+def test_what_a_server_says_of_an_error_is_not_recorded_as_a_table(server, tmp_path, answer):
+    server.files["t"] = answer
+    with pytest.raises(SkinbookError, match="something else, such as a page about an error"):
+        fetch_and_unpack(Remote("t.csv", (server.url("t"),)), tmp_path)
+    assert not (tmp_path / "hashes.json").exists()

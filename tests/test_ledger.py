@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import statistics
 from importlib import metadata
@@ -654,3 +655,24 @@ def test_what_is_no_number_is_not_written(folder):
         ledger.write("results", "ham10000", "quick", "03_x", {"reports": {"AUC": {"value": math.nan}}})
     assert file.read_text() == before
     assert ledger.write("".join("results"), "ham10000", "quick", "03_x", {"reports": {}}).read_text() == before
+
+
+def test_writers_whose_caches_differ_wait_for_each_other_too(folder, monkeypatch):
+    fcntl = pytest.importorskip("fcntl", reason="no such locks on this system")
+    load, held = ledger._load, []
+
+    def loaded(file):
+        other = os.open(file.parent, os.O_RDONLY)  # as another process would
+        try:
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held.append(False)
+        except BlockingIOError:
+            held.append(True)
+        finally:
+            os.close(other)
+        return load(file)
+
+    monkeypatch.setattr(ledger, "_load", loaded)
+    ledger.write("results", "ham10000", "quick", "03_x", {})
+    assert held == [True]
+    assert [one.name for one in (folder / "results").iterdir()] == ["ham10000-quick.json"]

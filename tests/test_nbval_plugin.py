@@ -900,3 +900,36 @@ def test_a_fault_names_the_form_in_which_another_thing_is_shown():
 
 def _forms(seen):
     return {form.removeprefix("text/"): text for form, text in seen.items()}
+
+
+def test_another_seed_is_held_against_its_own_verdicts_on_the_lab(inner, collected, monkeypatch):
+    about = {
+        "runs": [{"seed": 0}, {"seed": 1}],
+        "claims": {"it flatters": {"verdicts": ["holds", "undecided"]}},
+    }
+    keep(inner.path, "tolerances", "lab", "quick", {"03_x": about})
+    for seed, verdict, may in (
+        ("1", "undecided", True),
+        ("1", "holds", False),
+        ("0", "undecided", False),
+        ("2", "holds", True),
+    ):
+        monkeypatch.setenv("SKINBOOK_SEED", seed)
+        item = collected(cell("# skinbook", claimed("it flatters", "holds")))["Cell 0"]
+        assert (ran(item, claimed("it flatters", verdict)) == []) == may
+
+
+def test_what_is_said_twice_or_without_its_interval_or_against_another_value_is_seen(collected):
+    item = collected(cell("# skinbook", reported("AUC", 0.5), claimed("it flatters", "holds")))["Cell 0"]
+    now = claimed("it flatters", "holds")
+    assert ran(item, reported("AUC", 0.5), now) == []
+    (fault,) = ran(item, reported("AUC", 0.5), claimed("it flatters", "undecided"), now)
+    assert fault == "One of 'it flatters' is said twice in this cell: give each its own name."
+    other = reported("AUC", 0.5)
+    other["data"][ledger.REPORT] = {**other["data"][ledger.REPORT], "low": 0.4, "high": 0.6}
+    (fault,) = ran(item, other, now)
+    assert fault.startswith("'AUC' has an interval now or stored, and not both")
+    moved = claimed("it flatters", "holds")
+    moved["data"][ledger.CLAIM] = {**moved["data"][ledger.CLAIM], "above": -1.0}
+    (fault,) = ran(item, reported("AUC", 0.5), moved)
+    assert fault.startswith("The claim 'it flatters' is held against another value than stored")

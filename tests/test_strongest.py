@@ -72,6 +72,9 @@ def test_what_is_trained_is_kept_and_not_trained_again(lesions, kept, cache, mon
     for other in (replace(TINY, epochs=3), replace(TINY, strength=0.5)):
         assert strongest.file_of(other, 0, lesions, kept.parent) != kept
     assert strongest.file_of(TINY, 1, lesions, kept.parent) != kept
+    with monkeypatch.context() as other:
+        other.setenv("SKINBOOK_PRECISION", "bf16")
+        assert strongest.file_of(TINY, 0, lesions, kept.parent) != kept
 
 
 def test_an_interrupted_training_ends_as_an_undisturbed_one(lesions, kept, cache, tmp_path, monkeypatch):

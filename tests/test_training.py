@@ -330,3 +330,73 @@ def test_scores_that_are_not_numbers_stop_the_run():
 def test_predictions_need_photographs_in_order():
     with pytest.raises(SkinbookError, match="in order"):
         predict(a_network(), TRAIN)
+
+
+class Watching(nn.Module):
+    """Notes the type of what it is shown."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.seen = a_network(), set()
+
+    def forward(self, inputs):
+        self.seen.add((self.training, inputs.dtype))
+        return self.inner(inputs)
+
+
+def test_photographs_are_normalised_in_full_precision_in_training_and_on_validation():
+    network = Watching()
+    fit(network, TRAIN, VALIDATION, epochs=1, precision="bf16", **QUIET)
+    assert network.seen == {(True, torch.float32), (False, torch.float32)}
+
+
+def test_a_network_whose_training_was_broken_off_predicts_in_full_precision():
+    network, twin = a_network(), a_network().to(memory_format=torch.channels_last)
+
+    def broken(line):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(network, TRAIN, VALIDATION, epochs=1, precision="bf16", learning_rate=1e-2, log=broken)
+    twin.load_state_dict(network.state_dict())
+    assert np.array_equal(predict(network, VALIDATION), predict(twin, VALIDATION))
+
+
+def frozen_network():
+    network = a_network()
+    network[0].requires_grad_(False)
+    return network
+
+
+@pytest.mark.parametrize(
+    ("network", "change"),
+    [
+        (a_network, {"loss": nn.CrossEntropyLoss(label_smoothing=0.3)}),
+        (a_network, {"origin": "other weights"}),
+        (frozen_network, {}),
+    ],
+)
+def test_what_a_network_began_as_and_how_it_is_judged_belong_to_a_checkpoint(tmp_path, network, change):
+    given = {"epochs": 1, "checkpoint": tmp_path / "c", "loss": nn.CrossEntropyLoss(), **QUIET}
+    fit(a_network(), TRAIN, VALIDATION, **given)
+    with pytest.raises(SkinbookError, match="belongs to another run"):
+        fit(network(), TRAIN, VALIDATION, **{**given, **change})
+
+
+def test_one_other_photograph_is_another_run(tmp_path):
+    fit(a_network(), TRAIN, VALIDATION, epochs=1, checkpoint=tmp_path / "c", **QUIET)
+    changed = some_batches(range(160), shuffle=True, augment=TRAIN.augment)
+    changed.pixels[101] = 255 - changed.pixels[101]
+    with pytest.raises(SkinbookError, match="belongs to another run"):
+        fit(a_network(), changed, VALIDATION, epochs=1, checkpoint=tmp_path / "c", **QUIET)
+
+
+def test_a_resumed_run_takes_the_precision_that_it_began_with(tmp_path, monkeypatch):
+    given = {"epochs": 2, "checkpoint": tmp_path / "c", "precision": "auto", **QUIET}
+    monkeypatch.setattr("skinbook.training.faster_precision", lambda *_: "bf16")
+    assert fit(a_network(), TRAIN, VALIDATION, **given).precision == "bf16"
+    monkeypatch.setattr("skinbook.training.faster_precision", lambda *_: "fp32")  # another program took the cores
+    assert fit(a_network(), TRAIN, VALIDATION, **given).precision == "bf16"
+    (tmp_path / "c").write_bytes(b"broken")
+    with pytest.raises(SkinbookError, match="cannot be read"):
+        fit(a_network(), TRAIN, VALIDATION, **given)

@@ -351,13 +351,15 @@ def _check(remote: Remote, target: Path, part: Path) -> str | None:
         found = file_hash(part, "md5")
         return None if found == remote.md5 else f"MD5 {found}, not the published {remote.md5}"
     with open(part, "rb") as file:
-        first = file.read(2)
+        first = file.read(512).lstrip(b"\xef\xbb\xbf \t\r\n")
     # Servers that are unwell answer with a page about it. Its hash must not become the recorded one.
-    if (target.suffix == ".zip" and first != b"PK") or first[:1] in (b"", b"<"):
+    if (target.suffix == ".zip" and not first.startswith(b"PK")) or first[:1] in (b"", b"<", b"{", b"["):
         return "no such file but something else, such as a page about an error"
     expected = recorded(target.parent).get(remote.name)
     found = file_hash(part, "sha256")
-    return None if expected in (None, found) else f"SHA-256 {found}, not {expected} as the first time"
+    if expected in (None, found):
+        return None
+    return f"SHA-256 {found}, not {expected} as the first time (if that one was wrong, remove {target.parent / HASHES})"
 
 
 def _record(file: Path) -> None:
