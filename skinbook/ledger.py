@@ -289,14 +289,13 @@ def entry(runs: Mapping[int, Mapping[str, Any]], date: str) -> dict[str, Any]:
                     f"Seeds {seeds[0]} and {seed} differ in {key} ({a!r} and {b!r}), and results of different "
                     "provenance are not averaged: run them again without --resume, on the same data and weights."
                 )
-    facts = first["facts"]
     provenance = {
         "date": date,
         "code": first["code"],
         "package": _one_or_all(runs[s]["package"] for s in seeds),
         **{key: _one_or_all(notes[s].get(key) for s in seeds) for key in noted},
-        "hardware": facts["hardware"],
-        "versions": facts["versions"],
+        "hardware": _one_or_all(runs[s]["facts"]["hardware"] for s in seeds),
+        "versions": _one_or_all(runs[s]["facts"]["versions"] for s in seeds),
         "minutes": {str(s): round(runs[s]["minutes"], 1) for s in seeds},
     }
     return {
@@ -487,15 +486,28 @@ def verdict_over_seeds(found: Mapping[str, Any]) -> str:
     return f"{held} (seeds disagree)" if torn else held
 
 
+def machines(about: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The hardware that a provenance names: one dictionary, or one for each machine that its seeds ran on."""
+    found = about["hardware"]
+    return found if isinstance(found, list) else [found]
+
+
+def versions(about: Mapping[str, Any]) -> dict[str, str]:
+    """The versions that a provenance names, of each package all that its seeds ran with."""
+    found = about["versions"] if isinstance(about["versions"], list) else [about["versions"]]
+    names = dict.fromkeys(name for one in found for name in one)
+    return {name: " and ".join(dict.fromkeys(str(one[name]) for one in found if name in one)) for name in names}
+
+
 def provenance_line(about: Mapping[str, Any], edition: str, scale: str) -> str:
     """Where results come from, in one line."""
-    hardware, versions, minutes = about["hardware"], about["versions"], list(about["minutes"].values())
-    cores = f"{hardware['cores']} CPU core{'s' if hardware['cores'] != 1 else ''}"
+    minutes, used = list(about["minutes"].values()), versions(about)
+    shown = (m.get("accelerator", f"{m['cores']} CPU core{'s' if m['cores'] != 1 else ''}") for m in machines(about))
     parts = [
         f"{edition}, {scale} scale, {about['date']}",
-        hardware.get("accelerator", cores),
+        " and ".join(dict.fromkeys(shown)),
         f"{math.fsum(minutes) / len(minutes):.1f} minutes a seed",
-        ", ".join(f"{name} {versions[name]}" for name in ("skinbook", "torch", "timm") if name in versions),
+        ", ".join(f"{name} {used[name]}" for name in ("skinbook", "torch", "timm") if name in used),
     ]
     if about.get("weights"):
         weights = about["weights"]

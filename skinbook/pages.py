@@ -176,7 +176,9 @@ def strongest(edition: str = "ham10000") -> str:
             continue
         about = held["provenance"]
         left_out = [
-            one for one, model in models.items() if model.get("device") and "accelerator" not in about["hardware"]
+            one
+            for one, model in models.items()
+            if model.get("device") and not any("accelerator" in machine for machine in ledger.machines(about))
         ]
         without = (
             f" Left out, for want of a GPU: {', '.join(left_out)}." if left_out and choice.get("chosen", True) else ""

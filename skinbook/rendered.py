@@ -110,13 +110,13 @@ def verified(name: str, home: Path = HOME) -> list[str]:
     for edition, scale in ((e, s) for e in EDITIONS for s in SCALES):
         if not (about := ledger.read("results", edition, scale, name).get("provenance")):
             continue
-        versions, minutes = about["versions"], list(about["minutes"].values())
+        versions, minutes = ledger.versions(about), list(about["minutes"].values())
         notebook = home / "chapters" / f"{name}.ipynb"
         changed = notebook.is_file() and code_of(notebook, edition, scale) != about["code"]
         collection = {"lab": "the lab", "dermamnist": "DermaMNIST"}.get(edition, edition.upper())
         parts = [
             f"{collection} at {scale} scale, {about['date']}",
-            _hardware(about["hardware"]),
+            " and ".join(dict.fromkeys(map(_hardware, ledger.machines(about)))),
             f"{sum(minutes) / len(minutes):.0f} min a seed" if sum(minutes) >= len(minutes) else "under a minute",
             ", ".join(f"{n} {versions[n.lower()]}" for n in ("Python", "torch", "timm") if n.lower() in versions),
             *(["its code has changed since"] if changed else []),

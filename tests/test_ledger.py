@@ -676,3 +676,18 @@ def test_writers_whose_caches_differ_wait_for_each_other_too(folder, monkeypatch
     ledger.write("results", "ham10000", "quick", "03_x", {})
     assert held == [True]
     assert [one.name for one in (folder / "results").iterdir()] == ["ham10000-quick.json"]
+
+
+def test_seeds_that_ran_on_different_machines_are_all_told():
+    one, other = told(0, 0.8, 0.7, 0.9), told(1, 0.6, 0.5, 0.8)
+    about = ledger.entry({0: one, 1: other}, "2026-01-31")["provenance"]
+    assert "; 2 CPU cores; " in ledger.provenance_line(about, "ham10000", "full")
+    elsewhere = {
+        "versions": {"skinbook": "0.1.0", "torch": "2.16.0"},
+        "hardware": {"cores": 16, "accelerator": "A GPU"},
+    }
+    other = other | {"facts": other["facts"] | elsewhere}
+    about = ledger.entry({0: one, 1: other}, "2026-01-31")["provenance"]
+    line = ledger.provenance_line(about, "ham10000", "full")
+    assert "; 2 CPU cores and A GPU; " in line
+    assert "; skinbook 0.1.0, torch 2.15.0 and 2.16.0" in line
