@@ -302,7 +302,7 @@ def _named(loss: Callable) -> list:
     What a function has closed over is not told apart.
     """
     held = loss.buffers() if isinstance(loss, nn.Module) else ()
-    options = {name: value for name, value in sorted(vars(loss).items()) if isinstance(value, int | float | str)}
+    options = {name: getattr(loss, name) for name in getattr(loss, "__constants__", ())}  # such as label smoothing
     return [getattr(loss, "__qualname__", type(loss).__qualname__), options, *(value.tolist() for value in held)]
 
 

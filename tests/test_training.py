@@ -400,3 +400,20 @@ def test_a_resumed_run_takes_the_precision_that_it_began_with(tmp_path, monkeypa
     (tmp_path / "c").write_bytes(b"broken")
     with pytest.raises(SkinbookError, match="cannot be read"):
         fit(a_network(), TRAIN, VALIDATION, **given)
+
+
+class Counting(nn.CrossEntropyLoss):
+    """A loss that keeps something of its own between calls."""
+
+    calls = 0
+
+    def forward(self, logits, labels):
+        self.calls += 1
+        return super().forward(logits, labels)
+
+
+def test_what_a_loss_counts_is_no_option_of_it(tmp_path):
+    given = {"epochs": 2, "checkpoint": tmp_path / "c", "loss": Counting(), **QUIET}
+    fit(a_network(), TRAIN, VALIDATION, **given)
+    assert given["loss"].calls > 0
+    fit(a_network(), TRAIN, VALIDATION, **given)
