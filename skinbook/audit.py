@@ -7,8 +7,10 @@ columns that give the label away, and for a test set whose diagnoses are not the
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -131,12 +133,22 @@ def identical_files(table: pd.DataFrame, dataset: Dataset) -> list[tuple[int, in
             with open(path, "rb") as file:
                 digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
         digests.setdefault(digest, []).append(row)
-    groups = [rows for rows in digests.values() if len(rows) > 1]
+    return pairs_within(digests.values(), table["image_id"].to_numpy())
+
+
+def pairs_within(groups: Iterable[Sequence[int]], names: Mapping[int, Any] | np.ndarray) -> list[tuple[int, int, int]]:
+    """Every pair of rows that stand in one group, as (i, j, 0): copies of one file. names : what each row is called.
+
+    Raises
+    ------
+    SkinbookError
+        If there are more than `MOST_PAIRS`.
+    """
+    groups = [rows for rows in groups if len(rows) > 1]
     if sum(len(rows) * (len(rows) - 1) // 2 for rows in groups) > MOST_PAIRS:
         largest = max(groups, key=len)
         raise SkinbookError(
-            f"{table['image_id'].iloc[largest[0]]} and {len(largest) - 1:,} other photographs are one and the same, too many "
-            "to pair. Leave copies out."
+            f"{names[largest[0]]} and {len(largest) - 1:,} others are one and the same, too many to pair. Leave copies out."
         )
     return [(a, b, 0) for rows in groups for a, b in combinations(rows, 2)]
 

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from skinbook.audit import MOST_PAIRS, NEAR, giveaways, near_pairs, perceptual_hashes
+from skinbook.audit import NEAR, giveaways, near_pairs, pairs_within, perceptual_hashes
 from skinbook.config import SkinbookError
 from skinbook.data import images, locate, tables
 from skinbook.diagnoses import DIAGNOSES
@@ -430,14 +430,7 @@ def _pictures(
     same: dict[bytes, list[int]] = {}
     for row, digest in digests.items():
         same.setdefault(digest, []).append(row)
-    groups = [group for group in same.values() if len(group) > 1]
-    if sum(len(group) * (len(group) - 1) // 2 for group in groups) > MOST_PAIRS:
-        largest = max(groups, key=len)
-        raise SkinbookError(
-            f"{paths[largest[0]]} and {len(largest) - 1:,} other files are one and the same, too many to pair. "
-            "Leave copies out."
-        )
-    identical = [(a, b, 0) for group in groups for a, b in combinations(group, 2)]
+    identical = pairs_within(same.values(), paths)
     near = [(seen[a], seen[b], bits) for a, b, bits in near_pairs(np.concatenate(hashes), NEAR)] if hashes else []
     near = [pair for pair in near if digests[pair[0]] != digests[pair[1]]]
     return _across(rows, identical), _across(rows, near)

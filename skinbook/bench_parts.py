@@ -142,11 +142,12 @@ def grad_cam(network: str = "resnet18", side: int = 64, count: int = 256, repeat
 # How often torch's threads look before they sleep: as GNU OpenMP does by itself, as the package asks, and not at all.
 SPINNING = {"long": {"GOMP_SPINCOUNT": "300000"}, "short": {"GOMP_SPINCOUNT": "1000"}, "none": {"GOMP_SPINCOUNT": "0"}}
 BUSY = (0, 1, 4)  # programs beside it that keep a core busy
+IN_COMPANY = Case("lab", 64, "test_resnet")
 
 
 def company(seconds: float = 2.0, repeats: int = 3) -> dict[str, float]:
     """Photographs a second of a small network by how long its threads spin, alone and beside busy programs."""
-    case = Case("lab", 64, "test_resnet")
+    case = IN_COMPANY
     rates: dict[str, list[float]] = {}
     for _, busy, (name, environment) in itertools.product(range(repeats), BUSY, SPINNING.items()):
         programs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(busy)]

@@ -41,9 +41,7 @@ CARRIES: dict[str, dict[str, Any]] = {  # what a check reads of each
     LEDGER: {"chapter": str, "edition": str, "scale": str, "digest": str},
 }
 HOLDS, UNDECIDED, FAILS = "holds", "undecided", "does not hold"
-# How near a result that has no tolerance must be. Sums of float32 numbers differ in the eighth digit between processors
-# (seen: 3e-9, AVX2 beside AVX-512).
-EXACT = 1e-7
+EXACT = 1e-9  # how near a result that has no tolerance must be
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pandas")
 LEAST_SEEDS = 3  # of fewer, the interval of one further seed is so wide that it checks nothing
 NOT_MEASURED = ("exercise", "ledger")  # tags of cells that leave a chapter's results as they are

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from skinbook import chapter, ledger
-from skinbook.bench_parts import told
+from skinbook.bench_parts import IN_COMPANY, told
 from skinbook.config import EDITIONS, SCALES, SkinbookError, book_data
 from skinbook.files import replaced
 from skinbook.rounding import decimals, shown
@@ -360,7 +360,7 @@ def _company(found: Mapping[str, float]) -> str:
     rows = [
         [place[0].upper() + place[1:], *(_two_digits(found[f"{place}, {spin}"]) for spin in spins)] for place in beside
     ]
-    return _table(["test_resnet, 64 px, photographs a second", *spins], rows)
+    return _table([f"{IN_COMPANY.network}, {IN_COMPANY.side} px, photographs a second", *spins], rows)
 
 
 def ways() -> str:

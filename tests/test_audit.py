@@ -346,5 +346,5 @@ def test_copies_by_the_thousand_are_too_many_to_pair(monkeypatch):
     monkeypatch.setattr("skinbook.audit.MOST_PAIRS", 5)
     table = a_table(20).head(4)
     images = {name: np.zeros((4, 4, 3), np.uint8) for name in table["image_id"]}
-    with pytest.raises(SkinbookError, match="and 3 other photographs are one and the same, too many to pair"):
+    with pytest.raises(SkinbookError, match="and 3 others are one and the same, too many to pair"):
         identical_files(table, Dataset("made up", table, (), Arrays(images)))

@@ -490,7 +490,7 @@ def test_a_claim_is_decided_by_the_averaged_interval_of_seeds_that_agree(seeds, 
 
 
 def test_tolerances_of_too_few_values_or_of_ends_that_move():
-    assert ledger.EXACT == 1e-7
+    assert ledger.EXACT == 1e-9
     two = [told(0, 0.7, 0, 1), told(1, 0.8, 0, 1), told(2, None, None, None)]
     about = ledger.tolerances(two)["reports"]["AUC"]
     assert about == {"tolerance": 0, "sd": 0, "threads": 0, "n": 2, "values": [0.7, 0.8, None]}

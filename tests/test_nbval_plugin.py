@@ -167,7 +167,7 @@ def test_each_fault_turns_the_whole_run_red(inner):
         "05_twin": ["text twin"],
     }
     for sentence in (
-        "'AUC' is 0.83, and 0.84 is stored, with a tolerance of 1e-07: find out why",
+        "'AUC' is 0.83, and 0.84 is stored, with a tolerance of 1e-09: find out why",
         "The claim 'it flatters' was 'holds' and is 'undecided' now",
         "'recall' is stored, and this run lacks it",
         "'loss' is not stored",
@@ -555,7 +555,7 @@ def test_a_run_is_held_against_what_is_stored(collected):
     assert ran(item, stored[0], stored[1], told("About 38 % of them.")) == []
     for value in (0.9, 0.7, 0.0):
         assert ran(item, reported("AUC", value), *stored[1:]) == [
-            f"'AUC' is {value}, and 0.8 is stored, with a tolerance of 1e-07: {REMEDY}."
+            f"'AUC' is {value}, and 0.8 is stored, with a tolerance of 1e-09: {REMEDY}."
         ]
     for verdict in ("holds", "does not hold", "unheard of"):
         assert ran(item, stored[0], claimed("it flatters", verdict), stored[2]) == [
@@ -635,7 +635,7 @@ def test_another_edition_is_held_against_its_seed_in_the_ledger_or_the_mean(inne
         "find out why, or, where the change is meant, run `skinbook run 03 --edition ham10000 --scale quick --record`"
     )
     assert outcome_of(0.7, "0") == outcome_of(0.6, "1") == []
-    assert outcome_of(0.6, "0") == [f"'AUC' is 0.6, and 0.7 is in the ledger, with a tolerance of 1e-07: {remedy}."]
+    assert outcome_of(0.6, "0") == [f"'AUC' is 0.6, and 0.7 is in the ledger, with a tolerance of 1e-09: {remedy}."]
     items = collected(cell("# skinbook"))
     assert ran(items["Cell 0"], reported("F1", 0.5)) == [f"'F1' is not in the ledger: {remedy}."]
     assert items["ledger"].faults() == [f"'AUC' is in the ledger, and this run lacks it: {remedy}."]

@@ -178,7 +178,7 @@ def test_one_seed_is_recorded_and_compared_exactly(home):
     told = []
     runs.run(["07"], "ham10000", "quick", record=True, home=home, tell=told.append)
     assert told[-1] == (
-        "1 seed cannot measure tolerances, 3 can: the checks of 07_x on ham10000-quick compare exactly (to 1e-07)."
+        "1 seed cannot measure tolerances, 3 can: the checks of 07_x on ham10000-quick compare exactly (to 1e-09)."
     )
     assert ledger.held("results", "ham10000", "quick") == ["07_x"]
     assert ledger.held("tolerances", "ham10000", "quick") == []

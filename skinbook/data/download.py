@@ -351,9 +351,10 @@ def _check(remote: Remote, target: Path, part: Path) -> str | None:
         found = file_hash(part, "md5")
         return None if found == remote.md5 else f"MD5 {found}, not the published {remote.md5}"
     with open(part, "rb") as file:
-        first = file.read(512).lstrip(b"\xef\xbb\xbf \t\r\n")
+        start = file.read(512)
+    text = start.lstrip(b"\xef\xbb\xbf \t\r\n")
     # Servers that are unwell answer with a page about it. Its hash must not become the recorded one.
-    if (target.suffix == ".zip" and not first.startswith(b"PK")) or first[:1] in (b"", b"<", b"{", b"["):
+    if (target.suffix == ".zip" and not start.startswith(b"PK")) or text[:1] in (b"", b"<", b"{", b"["):
         return "no such file but something else, such as a page about an error"
     expected = recorded(target.parent).get(remote.name)
     found = file_hash(part, "sha256")
