@@ -1,7 +1,7 @@
 """How fast is the way from image files to a trained network? `skinbook bench` measures it, and never asserts it.
 
-Four ways do the same work, one after another and again (`--repeats`), each time in a process of its own, so that none
-finds the threads or the memory of another:
+Four ways do the same work, one after another and again (`--repeats`), in one process, so that little time passes between
+them: on a machine that others use too, its speed changes within minutes, and only neighbours can be compared.
 
     limit      forward, backward and step on one batch that lies on the device already
     skinbook   `fit()` as the chapters use it, with augmentation, from the pixel store
@@ -9,7 +9,8 @@ finds the threads or the memory of another:
     timm       timm's own loader and augmentation
 
 All of them train the same network on the same photographs with the same batch size, precision and optimiser. A time is
-that of the whole epoch, with what starting the workers takes. What else is worth measuring stands in `bench_parts`.
+that of the whole epoch, with what starting the workers takes. Peak memory is taken of each way in a process of its own.
+What else is worth measuring stands in `bench_parts`.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ SIDES = (64, 128, 224)
 CLASSES = 7
 PHOTOGRAPHS = 128  # different ones; an epoch goes round
 CHANGES: dict[str, Any] = {"flip": True, "rotate": 20.0, "brightness": 0.2, "contrast": 0.2, "saturation": 0.2}
-LONGEST = 240  # seconds that one measurement may take before it is given up
+LONGEST = 240  # seconds that one turn may take before all is given up
+MEMORY = ("memory", "worker_memory", "device_memory")  # peak, in MB
+Work = Callable[[int], None]  # trains on so many photographs
 
 
 @dataclass(frozen=True)
@@ -72,39 +75,34 @@ def cases(
 
 
 def training(
-    wanted: Sequence[Case], seconds: float = 8.0, repeats: int = 3, tell: Callable[[str], None] = print
+    wanted: Sequence[Case], seconds: float = 4.0, repeats: int = 7, tell: Callable[[str], None] = print
 ) -> list[dict[str, Any]]:
     """Measure every case in all four ways; a dictionary a case, ready for JSON.
 
     Parameters
     ----------
-    wanted : the cases. seconds : about how long one measurement lasts at the limit's rate.
-    repeats : how often each way is measured; the ways take turns, and the median counts.
+    wanted : the cases. seconds : about how long one turn of a way lasts at the limit's rate.
+    repeats : how many turns each way takes; the median counts.
     tell : is handed each line of the table as soon as it is known.
     """
     tell(f"{'':46}{'':>9}" + "".join(f"{arm:>11}" for arm in ARMS) + f"{'÷ limit':>9}{'÷ copied':>10}{'÷ timm':>9}")
     results = []
     for case in wanted:
-        rate = _apart(case, "limit", 4 * case.batch_size)["rate"]
-        count = max(2, round(seconds * rate / case.batch_size)) * case.batch_size
-        runs: dict[str, list[dict[str, float]]] = {arm: [] for arm in ARMS}
-        for _, arm in itertools.product(range(repeats), ARMS):
-            runs[arm].append(_apart(case, arm, count))
-        results.append({**asdict(case), "photographs": count, **_medians(runs)})
+        turns = _apart(case, ARMS, repeats * len(ARMS), seconds=seconds, repeats=repeats)
+        peaks = {arm: _apart(case, (arm,), 1, count=2 * case.batch_size) for arm in ARMS}
+        memory = {kind: {arm: peak[kind] for arm, peak in peaks.items()} for kind in MEMORY}
+        rate = {arm: statistics.median(rates) for arm, rates in turns["rates"].items()}
+        results.append({**asdict(case), **turns, "rate": rate, "ratio": ratios(turns["rates"]), **memory})
         tell(_line(results[-1]))
     return results
 
 
-def _medians(runs: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
-    """Median rates (photographs a second), their range, peak memory in MB, and skinbook's rate over the others'."""
-    middle = {arm: statistics.median(run["rate"] for run in found) for arm, found in runs.items()}
+def ratios(rates: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """skinbook's rate over that of each other way: the median over the rounds, in each of which every way had a turn."""
     return {
-        "rate": middle,
-        "rates": {arm: [run["rate"] for run in found] for arm, found in runs.items()},
-        "memory": {arm: max(run["memory"] for run in found) for arm, found in runs.items()},
-        "worker_memory": {arm: max(run["worker_memory"] for run in found) for arm, found in runs.items()},
-        "device_memory": {arm: max(run["device_memory"] for run in found) for arm, found in runs.items()},
-        "ratio": {arm: middle["skinbook"] / middle[arm] for arm in ARMS if arm != "skinbook"},
+        arm: statistics.median(own / other for own, other in zip(rates["skinbook"], rates[arm], strict=True))
+        for arm in rates
+        if arm != "skinbook"
     }
 
 
@@ -115,31 +113,60 @@ def _line(found: dict[str, Any]) -> str:
     return f"{name:46}{'images/s':>9}{rates}{ratio['limit']:>9.2f}{ratio['copied']:>10.2f}{ratio['timm']:>9.2f}"
 
 
-def _apart(case: Case, arm: str, count: int, environment: Mapping[str, str] | None = None) -> dict[str, float]:
-    """One measurement in a process of its own."""
-    order = json.dumps({"case": asdict(case), "arm": arm, "count": count})
+def _apart(
+    case: Case, arms: Sequence[str], turns: int, environment: Mapping[str, str] | None = None, **options: float
+) -> dict[str, Any]:
+    """What `take_turns` finds, or for one way `measure`, in a process of its own, which may take so many turns' time."""
+    order = json.dumps({"case": asdict(case), "arms": arms, "options": options})
     try:
-        done = subprocess.run(
+        ended = subprocess.run(
             [sys.executable, "-m", "skinbook.bench", order],
             capture_output=True,
             text=True,
-            timeout=LONGEST + 60,
+            timeout=LONGEST * turns + 60,
             env={**os.environ, **(environment or {})},
         )
     except subprocess.TimeoutExpired:
         raise SkinbookError(
-            f"{case.network} at {case.side} pixels, {arm}: took longer than {LONGEST} seconds."
+            f"{case.network} at {case.side} pixels, {', '.join(arms)}: {turns} turns took longer than "
+            f"{LONGEST} seconds each."
         ) from None
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise SkinbookError(f"{case.network} at {case.side} pixels, {arm}: {last}")
-    return json.loads(done.stdout.splitlines()[-1])
+    if ended.returncode:
+        last = (ended.stderr.strip().splitlines() or ["no message"])[-1]
+        raise SkinbookError(f"{case.network} at {case.side} pixels, {', '.join(arms)}: {last}")
+    return json.loads(ended.stdout.splitlines()[-1])
+
+
+def take_turns(case: Case, seconds: float, repeats: int) -> dict[str, Any]:
+    """Train in all four ways, one after another, `repeats` times: photographs of a turn, and each way's rates."""
+    ready = {arm: _ready(case, arm) for arm in ARMS}
+    count = 4 * case.batch_size
+    count = max(2, round(seconds * count / _seconds(case, ready["limit"], count) / case.batch_size)) * case.batch_size
+    rates: dict[str, list[float]] = {arm: [] for arm in ARMS}
+    for turn in range(repeats):
+        for arm in ARMS if turn % 2 == 0 else ARMS[::-1]:  # none is always the one after the workers
+            rates[arm].append(count / _seconds(case, ready[arm], count))
+    return {"photographs": count, "rates": rates}
 
 
 def measure(case: Case, arm: str, count: int) -> dict[str, float]:
     """Train once on `count` photographs: rate (photographs a second) and peak memory (MB), here and in a worker."""
     import resource  # not on Windows
 
+    import torch
+
+    work = _ready(case, arm)
+    if case.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    took = _seconds(case, work, count)
+    unit = 2**20 if platform.system() == "Darwin" else 2**10  # macOS counts bytes, Linux kilobytes
+    own, worker = (resource.getrusage(who).ru_maxrss / unit for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    on_device = torch.cuda.max_memory_allocated() / 2**20 if case.device == "cuda" else 0.0
+    return {"rate": count / took, "memory": own, "worker_memory": worker * (arm in WORKERS), "device_memory": on_device}
+
+
+def _ready(case: Case, arm: str) -> Work:
+    """A way with a network of its own, warmed up: threads, memory, the choice of algorithms."""
     import torch
 
     from skinbook.networks import Backbone, Classifier
@@ -149,20 +176,24 @@ def measure(case: Case, arm: str, count: int) -> dict[str, float]:
     if case.device == "cuda":
         torch.backends.cudnn.benchmark = True
     network = Classifier(Backbone(case.network), CLASSES).to(case.device)
-    work = {"limit": _limit, "skinbook": _skinbook, "copied": _copied, "timm": _timm}[arm](case, network, count)
-    work(2 * case.batch_size)  # warm up: threads, memory, the choice of algorithms
-    if case.device == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
+    work = {"limit": _limit, "skinbook": _skinbook, "copied": _copied, "timm": _timm}[arm](case, network)
+    work(2 * case.batch_size)
+    return work
+
+
+def _seconds(case: Case, work: Work, count: int) -> float:
+    """How long training on so many photographs takes, to the end of what the device was given to do."""
+    import torch
+
+    def finished() -> None:
+        if case.device == "cuda":
+            torch.cuda.synchronize()
+
+    finished()
     started = time.perf_counter()
     work(count)
-    if case.device == "cuda":
-        torch.cuda.synchronize()
-    took = time.perf_counter() - started
-    unit = 2**20 if platform.system() == "Darwin" else 2**10  # macOS counts bytes, Linux kilobytes
-    own, worker = (resource.getrusage(who).ru_maxrss / unit for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    on_device = torch.cuda.max_memory_allocated() / 2**20 if case.device == "cuda" else 0.0
-    return {"rate": count / took, "memory": own, "worker_memory": worker * (arm in WORKERS), "device_memory": on_device}
+    finished()
+    return time.perf_counter() - started
 
 
 def photographs(source: str, count: int = PHOTOGRAPHS) -> list[Path]:
@@ -192,9 +223,6 @@ def photographs(source: str, count: int = PHOTOGRAPHS) -> list[Path]:
     return files
 
 
-Work = Callable[[int], None]  # trains on so many photographs
-
-
 def _steps(network: Any, case: Case, batches: Iterator[tuple[Any, Any]]) -> None:
     """The plain loop that everybody writes."""
     import torch
@@ -211,7 +239,7 @@ def _steps(network: Any, case: Case, batches: Iterator[tuple[Any, Any]]) -> None
         optimizer.step()
 
 
-def _limit(case: Case, network: Any, count: int) -> Work:
+def _limit(case: Case, network: Any) -> Work:
     import torch
 
     network.to(memory_format=torch.channels_last)
@@ -221,7 +249,7 @@ def _limit(case: Case, network: Any, count: int) -> Work:
     return lambda n: _steps(network, case, itertools.repeat((images, labels), n // case.batch_size))
 
 
-def _skinbook(case: Case, network: Any, count: int) -> Work:
+def _skinbook(case: Case, network: Any) -> Work:
     import numpy as np
     import pandas as pd
 
@@ -263,7 +291,7 @@ class _Opened:
         return self.transform(Image.open(self.paths[place]).convert("RGB")), place % CLASSES
 
 
-def _copied(case: Case, network: Any, count: int) -> Work:
+def _copied(case: Case, network: Any) -> Work:
     from torch.utils.data import DataLoader
     from torchvision import transforms
 
@@ -293,7 +321,7 @@ def _copied(case: Case, network: Any, count: int) -> Work:
     return work
 
 
-def _timm(case: Case, network: Any, count: int) -> Work:
+def _timm(case: Case, network: Any) -> Work:
     import torch
     from timm.data import create_loader
 
@@ -364,6 +392,11 @@ def _case(one: dict[str, Any]) -> tuple:
     return tuple(one[field] for field in Case.__dataclass_fields__)
 
 
+def done(order: Mapping[str, Any]) -> dict[str, Any]:
+    """What `_apart` asks for: of several ways their turns, of one its rate and its memory."""
+    case, arms = Case(**order["case"]), order["arms"]
+    return take_turns(case, **order["options"]) if len(arms) > 1 else measure(case, *arms, **order["options"])
+
+
 if __name__ == "__main__":
-    asked = json.loads(sys.argv[1])
-    print(json.dumps(measure(Case(**asked["case"]), asked["arm"], asked["count"])))
+    print(json.dumps(done(json.loads(sys.argv[1]))))

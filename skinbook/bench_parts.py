@@ -152,9 +152,9 @@ def company(seconds: float = 2.0, repeats: int = 3) -> dict[str, float]:
     for _, busy, (name, environment) in itertools.product(range(repeats), BUSY, SPINNING.items()):
         programs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(busy)]
         try:  # a first look says how many photographs fill the time
-            rate = _apart(case, "limit", 2 * case.batch_size, environment)["rate"]
+            rate = _apart(case, ("limit",), 1, environment, count=2 * case.batch_size)["rate"]
             count = max(2, round(seconds * rate / case.batch_size)) * case.batch_size
-            rate = _apart(case, "limit", count, environment)["rate"]
+            rate = _apart(case, ("limit",), 1, environment, count=count)["rate"]
         finally:
             for program in programs:
                 program.kill()

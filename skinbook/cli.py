@@ -239,8 +239,8 @@ def bench_command(
     ),
     precisions: Annotated[str, typer.Option(help="fp32, bf16, separated by commas.")] = "fp32",
     device: Annotated[str, typer.Option(help="cpu or cuda; the accelerator where there is one.")] = "",
-    seconds: Annotated[float, typer.Option(help="About how long one measurement lasts.")] = 8.0,
-    repeats: Annotated[int, typer.Option(help="Measurements of each way; their median counts.")] = 3,
+    seconds: Annotated[float, typer.Option(help="About how long one turn of a way lasts.")] = 4.0,
+    repeats: Annotated[int, typer.Option(help="Turns that each way takes; the median counts.")] = 7,
     parts: Annotated[
         str, typer.Option(help="training, augmentation, store, large, grad-cam, waits, chapters; separated by commas.")
     ] = "training,augmentation,large,grad-cam,waits",

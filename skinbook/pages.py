@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from skinbook import chapter, ledger
+from skinbook.bench import ratios
 from skinbook.bench_parts import IN_COMPANY, told
 from skinbook.config import EDITIONS, SCALES, SkinbookError, book_data
 from skinbook.files import replaced
@@ -459,10 +460,18 @@ def _ways(cases: Sequence[Mapping[str, Any]]) -> str:
     head = ["Network", "Photographs", "Each second", "÷ limit", "÷ copied", "÷ timm", "Runs differ by"]
     rows = []
     for case in sorted(cases, key=lambda case: (case["precision"] != "fp32", case["source"] != "lab", case["side"])):
-        ratios = [f"{case['ratio'][arm]:.2f}" for arm in ("limit", "copied", "timm")]
+        ratio = ratios(case["rates"])
         photographs = f"{case['source']}, {case['side']} px, {case['precision']}"
         apart = max(max(case["rates"][arm]) / min(case["rates"][arm]) - 1 for arm in ("limit", "skinbook"))
-        rows.append([case["network"], photographs, _two_digits(case["rate"]["skinbook"]), *ratios, f"{apart:.0%}"])
+        rows.append(
+            [
+                case["network"],
+                photographs,
+                _two_digits(case["rate"]["skinbook"]),
+                *(f"{ratio[arm]:.2f}" for arm in ("limit", "copied", "timm")),
+                f"{apart:.0%}",
+            ]
+        )
     return _table(head, rows)
 
 

@@ -13,6 +13,7 @@ from skinbook.audit import (
     identical_files,
     near_duplicates,
     near_pairs,
+    pairs_within,
     perceptual_hashes,
 )
 from skinbook.config import SkinbookError
@@ -336,15 +337,47 @@ def test_a_split_without_a_test_is_no_split_to_audit():
             "names a part 'Test': there is nothing to audit. The parts are train, validation, test",
         ),
         (split.parts.where(split.parts == "train", "train"), "has no photograph in test"),
-        (pd.concat([split.parts, split.parts.head(1)]), f"names {table['image_id'][0]} twice"),
+        (pd.concat([split.parts, split.parts.head(2)]), f"names {table['image_id'][0]} twice"),
     ):
         with pytest.raises(SkinbookError, match=sentence):
             audit(table, Split(parts, "made up"))
 
 
 def test_copies_by_the_thousand_are_too_many_to_pair(monkeypatch):
-    monkeypatch.setattr("skinbook.audit.MOST_PAIRS", 5)
+    names, groups = np.array(list("abcdefgh")), [(0,), (5, 6), (1, 2, 4), (7,)]
+    monkeypatch.setattr("skinbook.audit.MOST_PAIRS", 4)  # three of one group and one of another
+    assert pairs_within(groups, names) == [(5, 6, 0), (1, 2, 0), (1, 4, 0), (2, 4, 0)]
+    monkeypatch.setattr("skinbook.audit.MOST_PAIRS", 3)
+    with pytest.raises(SkinbookError, match="b and 2 others are one and the same, too many to pair"):
+        pairs_within(groups, names)
     table = a_table(20).head(4)
     images = {name: np.zeros((4, 4, 3), np.uint8) for name in table["image_id"]}
-    with pytest.raises(SkinbookError, match="and 3 others are one and the same, too many to pair"):
+    with pytest.raises(SkinbookError, match=f"{table['image_id'][0]} and 3 others are one and the same"):
         identical_files(table, Dataset("made up", table, (), Arrays(images)))
+
+
+def test_a_verdict_counts_the_pairs_that_have_one_side_in_the_test():
+    table, split = split_of(
+        ("test", "A", "nv"), ("train", "B", "nv"), ("test", "C", "nv"), ("validation", "D", "nv"), ("train", "E", "nv")
+    )
+    alike = dict(zip(table["image_id"], blobs(5), strict=True))
+    for copy, of in (("I1", "I0"), ("I3", "I0"), ("I4", "I2")):
+        alike[copy] = alike[of]
+    found = audit(table, split, Dataset("made up", table, (), Arrays(alike)))
+    assert len(found.identical) == 4  # one of them between training and validation
+    assert found.verdict == "LEAKS: 3 byte-identical pairs have one side in it."
+
+
+def test_what_lies_left_and_what_lies_right_is_in_the_hash():
+    slope = np.broadcast_to(np.linspace(0, 255, 64), (64, 64))
+    pixels = np.stack([slope, slope[:, ::-1], slope.T, slope.T[::-1]])[..., None].repeat(3, axis=-1).astype(np.uint8)
+    bits = np.unpackbits(perceptual_hashes(pixels).view(np.uint8), axis=1)
+    assert bits[:, 0].all()  # the constant one
+    assert bits[:, 1].tolist()[:2] == [0, 1]  # brighter on the right, and on the left
+    assert bits[:, 16].tolist()[2:] == [0, 1]  # the same of below and above
+
+
+def test_a_rare_value_does_not_end_the_search():
+    table = told_by(100, 100, 0.5)
+    table.loc[999, "site"] = "a rare one"  # first in the order of the alphabet
+    assert "sole" in giveaways(table)["value"].tolist()

@@ -50,34 +50,73 @@ def test_each_way_trains_the_network_on_as_many_photographs_as_asked(arm, drawn,
     assert (found["worker_memory"] > 0) == (arm in bench.WORKERS)
 
 
-def test_the_medians_are_compared(monkeypatch):
+def test_neighbours_are_compared(monkeypatch):
     rates = {"limit": [100, 90, 400], "skinbook": [80, 81, 79], "copied": [40, 10, 50], "timm": [20, 20, 20]}
-    turns = []
+    asked = []
 
-    def apart(case, arm, count, environment=None):
-        turns.append(arm)
-        if len(turns) == 1:
-            return {"rate": 16.0}
-        rate = rates[arm][(len(turns) - 2) // len(bench.ARMS)]
-        return {"rate": rate, "memory": rate, "worker_memory": 0, "device_memory": 0}
+    def apart(case, arms, turns, environment=None, **options):
+        asked.append((arms, turns, options))
+        if len(arms) > 1:
+            return {"photographs": 48, "rates": rates}
+        return {"rate": 1.0, "memory": len(arms[0]), "worker_memory": 0, "device_memory": 0}
 
     monkeypatch.setattr(bench, "_apart", apart)
     lines = []
     (found,) = bench.training([CASE], seconds=3.0, repeats=3, tell=lines.append)
-    assert turns == ["limit", *bench.ARMS * 3]  # they take turns
+    assert asked[0] == (bench.ARMS, 12, {"seconds": 3.0, "repeats": 3})
+    assert asked[1:] == [((arm,), 1, {"count": 8}) for arm in bench.ARMS]
     assert found["photographs"] == 48
     assert found["rate"] == {"limit": 100, "skinbook": 80, "copied": 40, "timm": 20}
     assert found["ratio"] == {"limit": 0.8, "copied": 2.0, "timm": 4.0}
-    assert found["memory"]["limit"] == 400
+    assert found["memory"] == {"limit": 5, "skinbook": 8, "copied": 6, "timm": 4}
     assert "0.80" in lines[-1]
     assert "2.00" in lines[-1]
+
+
+def test_a_ratio_is_that_of_the_middle_round():
+    # The machine was twice as fast in one round, and for one turn of the limit: no median of rates knows what belongs together.
+    rates = {"limit": [100, 200, 100, 200, 100], "skinbook": [90, 180, 90, 90, 90]}
+    assert bench.ratios(rates) == {"limit": 0.9}
+
+
+def test_the_ways_take_turns_forwards_and_backwards(monkeypatch):
+    turns, clock = [], iter(range(100))
+
+    def ready(case, arm):
+        return lambda count: turns.append((arm, count))
+
+    monkeypatch.setattr(bench, "_ready", ready)
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: next(clock))  # a turn takes a second
+    found = bench.take_turns(CASE, seconds=3.0, repeats=3)
+    assert found == {"photographs": 48, "rates": dict.fromkeys(bench.ARMS, [48.0] * 3)}
+    assert turns == [("limit", 16), *((arm, 48) for arm in (*bench.ARMS, *bench.ARMS[::-1], *bench.ARMS))]
+
+
+def test_several_ways_take_turns_and_one_is_measured_alone(drawn):
+    order = {"case": asdict(CASE), "arms": bench.ARMS, "options": {"seconds": 0.01, "repeats": 2}}
+    together = bench.done(order)
+    assert together["photographs"] == 2 * CASE.batch_size
+    assert {arm: len(rates) for arm, rates in together["rates"].items()} == dict.fromkeys(bench.ARMS, 2)
+    alone = bench._apart(CASE, ("limit",), 1, count=8)  # needs no photographs
+    assert set(alone) == {"rate", *bench.MEMORY}
+    assert alone["rate"] > 0
 
 
 def test_a_way_that_fails_says_which_and_why(monkeypatch):
     failed = subprocess.CompletedProcess([], 1, "", "Traceback\nRuntimeError: no memory")
     monkeypatch.setattr(subprocess, "run", lambda *a, **k: failed)
     with pytest.raises(SkinbookError, match="test_resnet at 32 pixels, timm: RuntimeError: no memory"):
-        bench._apart(CASE, "timm", 8)
+        bench._apart(CASE, ("timm",), 1, count=8)
+
+
+def test_a_way_that_takes_too_long_is_given_up(monkeypatch):
+    def late(command, timeout, **rest):
+        assert timeout == 2 * bench.LONGEST + 60
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(subprocess, "run", late)
+    with pytest.raises(SkinbookError, match="test_resnet at 32 pixels, limit, timm: 2 turns took longer than 240 sec"):
+        bench._apart(CASE, ("limit", "timm"), 2, seconds=1.0, repeats=1)
 
 
 def test_an_unknown_source_is_refused():
@@ -173,7 +212,7 @@ def test_threads_that_spin_and_sleep_are_measured_beside_a_busy_program(monkeypa
     monkeypatch.setattr(
         bench_parts,
         "_apart",
-        lambda case, arm, count, environment=None: (asked.append(environment), {"rate": float(len(asked))})[1],
+        lambda case, arms, turns, environment, count=None: (asked.append(environment), {"rate": float(len(asked))})[1],
     )
     monkeypatch.setattr(bench_parts, "BUSY", (0, 2))
     found = bench_parts.company(repeats=1)
