@@ -569,7 +569,7 @@ def test_a_run_is_held_against_what_is_stored(collected):
         f"'AUC' is stored, and this run lacks it: {REMEDY}.",
         f"'it flatters' is stored, and this run lacks it: {REMEDY}.",
     ]
-    for other in ("Some 41 % of them.", "Almost 41 % of them."):
+    for other in ("Some 41 % of them.", "A bare 41 % of them."):  # later in the alphabet, and earlier
         assert ran(item, *stored[:2], told(other)) == [
             f"A sentence reads differently now ({other.replace('41', '#')!r}, stored 'About # % of them.'): {REMEDY}."
         ]
@@ -638,9 +638,12 @@ def test_another_edition_is_held_against_its_seed_in_the_ledger_or_the_mean(inne
     assert outcome_of(0.6, "0") == [f"'AUC' is 0.6, and 0.7 is in the ledger, with a tolerance of 1e-09: {remedy}."]
     items = collected(cell("# skinbook"))
     assert ran(items["Cell 0"], reported("F1", 0.5)) == [f"'F1' is not in the ledger: {remedy}."]
-    assert items["ledger"].faults() == [f"'AUC' is in the ledger, and this run lacks it: {remedy}."]
-    ran(items["Cell 0"], reported("AUC", 0.7))
-    assert items["ledger"].faults() == []
+    try:
+        assert items["ledger"].faults() == [f"'AUC' is in the ledger, and this run lacks it: {remedy}."]
+        ran(items["Cell 0"], reported("AUC", 0.7))
+        assert items["ledger"].faults() == []
+    except pytest.skip.Exception as skipped:  # it would skip this test, and nobody would see red
+        pytest.fail(str(skipped))
     items["ledger"].parent.broken = True
     with pytest.raises(pytest.skip.Exception, match="A cell failed"):
         items["ledger"].faults()
@@ -927,9 +930,12 @@ def test_what_is_said_twice_or_without_its_interval_or_against_another_value_is_
     assert fault == "One of 'it flatters' is said twice in this cell: give each its own name."
     other = reported("AUC", 0.5)
     other["data"][ledger.REPORT] = {**other["data"][ledger.REPORT], "low": 0.4, "high": 0.6}
+    moved = claimed("it flatters", "holds")
+    for above in (-1.0, 1.0):
+        moved["data"][ledger.CLAIM] = {**moved["data"][ledger.CLAIM], "above": above}
+        (fault,) = ran(item, reported("AUC", 0.5), moved)
+        assert fault.startswith("The claim 'it flatters' is held against another value than stored")
     (fault,) = ran(item, other, now)
     assert fault.startswith("'AUC' has an interval now or stored, and not both")
-    moved = claimed("it flatters", "holds")
-    moved["data"][ledger.CLAIM] = {**moved["data"][ledger.CLAIM], "above": -1.0}
-    (fault,) = ran(item, reported("AUC", 0.5), moved)
-    assert fault.startswith("The claim 'it flatters' is held against another value than stored")
+    (fault,) = ran(collected(cell("# skinbook", other))["Cell 0"], reported("AUC", 0.5))
+    assert fault.startswith("'AUC' has an interval now or stored, and not both")
