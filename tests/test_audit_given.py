@@ -340,3 +340,372 @@ def test_two_spellings_of_an_image_in_a_table_are_one(tmp_path):
     table = write_csv(tmp_path / "t.csv", header, [["A.jpg", "L0", "nv"], ["a", "L1", "nv"], ["b", "L1", "mel"]])
     with pytest.raises(SkinbookError, match=r"t\.csv gives A two lesions or two diagnoses"):
         given.audit_given([split], table)
+
+
+def parts_of(folder, text, name="split.csv"):
+    (folder / name).write_text("image_id,part\n" + text, encoding="utf-8")
+    return folder / name
+
+
+def test_of_three_parts_each_but_training_is_judged_by_all_others(tmp_path):
+    split = parts_of(
+        tmp_path,
+        "a,train\nb,train\nc,test\nd,test\ne,test\nf,test\ng,validation\nh,validation\ni,validation\nj,train\nk,test\n",
+    )
+    lesions = dict(zip("abcdefghij", "ABAXYZABYJ", strict=True))  # k has none
+    rows = "".join(f"{image},{lesion}\n" for image, lesion in lesions.items())
+    (tmp_path / "table.csv").write_text(f"image_id,lesion_id\n{rows}k,\n", encoding="utf-8")
+    found = given.audit_given([split], tmp_path / "table.csv").lesions
+    assert found["judged"] == {
+        "test": {"photographs": 4, "known": 2, "share": 0.5},  # c and e; of k nothing is known
+        "validation": {"photographs": 3, "known": 3, "share": 1.0},
+    }
+    assert found["across"] == [
+        {"parts": ["test", "train"], "lesions": 1, "photographs": 2},
+        {"parts": ["test", "validation"], "lesions": 2, "photographs": 4},
+        {"parts": ["train", "validation"], "lesions": 2, "photographs": 4},
+    ]
+
+
+def test_lesions_are_taken_as_they_are_spelled_and_diagnoses_are_not(tmp_path):
+    split = parts_of(tmp_path, "a,train\nb,test\nc,test\n")
+    (tmp_path / "table.csv").write_text("image_id,lesion_id,dx\na,L1x,NV\nb,l1X,nv\nc,l2,Nv\n", encoding="utf-8")
+    about = given.read_about(tmp_path / "table.csv")
+    assert about["lesion_id"].tolist() == ["L1x", "l1X", "l2"]
+    assert about["dx"].tolist() == ["nv", "nv", "nv"]
+    assert not given.audit_given([split], tmp_path / "table.csv").leaks
+
+
+@pytest.mark.parametrize(
+    ("rows", "notes"),
+    [
+        ("a,A\nb,B\nc,C\nd,D\n", []),
+        ("a,A\nb,B\nc,\nd,D\n", ["1 rows without a lesion_id"]),
+        ("a,A\nb,\nc,\nd,D\n", ["2 rows without a lesion_id"]),
+        ("a,A\nb,B\nd,D\n", ["1 rows whose image is not in the table"]),
+        ("a,A\nd,D\n", ["2 rows whose image is not in the table"]),
+        ("a,A\nb,\n", ["2 rows whose image is not in the table", "1 rows without a lesion_id"]),
+        ("a,A\n", ["3 rows whose image is not in the table"]),
+    ],
+)
+def test_rows_that_are_absent_and_rows_without_a_lesion_are_counted_apart(tmp_path, rows, notes):
+    split = parts_of(tmp_path, "a,train\nb,train\nc,test\nd,test\n")
+    # A row of another image in front: what is counted is the split's.
+    (tmp_path / "table.csv").write_text(f"image_id,lesion_id\nother,\n{rows}", encoding="utf-8")
+    found = given.audit_given([split], tmp_path / "table.csv")
+    assert found.not_checked == [*notes, "whether a photograph stands there under two names (no images were given)"]
+
+
+def test_only_one_one_is_a_diagnosis(tmp_path):
+    truth = tmp_path / "truth.csv"
+    truth.write_text("image,MEL,NV\na,1,1\nb,0,1\nc,0.4,0.6\nd,2,0\ne,,1\nf,-1,\n", encoding="utf-8")
+    assert given.read_about(truth)["dx"].fillna("").tolist() == ["", "nv", "", "", "nv", ""]
+    truth.write_text("image,MEL\na,1\nb,0\n", encoding="utf-8")  # one column of ones is no choice of diagnoses
+    assert "dx" not in given.read_about(truth)
+    truth.write_text("image,MEL,mel\na,1,0\nb,0,1\n", encoding="utf-8")
+    with pytest.raises(SkinbookError, match=r"truth\.csv has a column of a diagnosis more than once"):
+        given.read_about(truth)
+    truth.write_text("image,dx,MEL,NV\na,bkl,1,0\n", encoding="utf-8")  # a column that names it goes first
+    assert given.read_about(truth)["dx"].tolist() == ["bkl"]
+    truth.write_text("image,MEL,ZEBRA,NV\na,0,1,0\nb,1,1,0\n", encoding="utf-8")  # what is no diagnosis is not read
+    assert given.read_about(truth)["dx"].fillna("").tolist() == ["", "mel"]
+
+
+def test_a_repeated_row_counts_once_and_the_first_torn_image_is_named(tmp_path):
+    file = tmp_path / "table.csv"
+    file.write_text("image,lesion_id,age\na,A,30\nb,B,40\na,A,50\nc,C,60\n", encoding="utf-8")
+    about = given.read_about(file)
+    assert about["image_id"].tolist() == ["a", "b", "c"]
+    assert about.index.tolist() == [0, 1, 2]
+    file.write_text("image,lesion_id\na,A\nb,B\na,X\nb,Y\n", encoding="utf-8")
+    with pytest.raises(SkinbookError, match="gives a two lesions"):
+        given.read_about(file)
+
+
+def test_a_dot_in_a_name_is_no_ending_and_a_folder_is_no_name(tmp_path):
+    split = parts_of(tmp_path, "some/folder/ISIC.12,train\nother\\ISIC.12.JPG,test\n.png,test\n")
+    rows = given.read_split([split])
+    assert rows["image_id"].tolist() == ["ISIC.12", "ISIC.12", ""]
+    assert rows["given"].tolist() == ["some/folder/ISIC.12", "other/ISIC.12", ""]
+
+
+def test_a_column_that_stands_twice_is_refused_and_long_heads_are_cut(tmp_path):
+    for head, message in (
+        ("image_id,part,PART", r"has the column part more than once"),
+        ("image_id,part,part", r"has the column part more than once"),
+    ):
+        (tmp_path / "s.csv").write_text(f"{head}\na,train,test\n", encoding="utf-8")
+        with pytest.raises(SkinbookError, match=message):
+            given.read_split([tmp_path / "s.csv"])
+    many = [f"column{number:03}" for number in range(60)]
+    (tmp_path / "s.csv").write_text(",".join(many) + "\n" + ",".join("x" * 60) + "\n", encoding="utf-8")
+    sentence = f"no column for the image (image_id, image, isic_id, bcn_filename, ...); it has {', '.join(many)[:200]}."
+    for read in (lambda file: given.read_split([file]), given.read_about):
+        with pytest.raises(SkinbookError) as refused:
+            read(tmp_path / "s.csv")
+        assert str(refused.value) == f"{tmp_path / 's.csv'} has {sentence}"
+
+
+def test_parts_that_are_not_used_are_left_out(tmp_path):
+    split = parts_of(tmp_path, "a,train\nb,Unused\nc,\nd,test\ne,NaN\nf,wing\n")
+    rows = given.read_split([split])
+    assert (rows["part"].tolist(), rows.index.tolist()) == (["train", "test", "wing"], [0, 1, 2])
+    assert given.audit_given([split]).photographs == {"test": 1, "train": 1, "wing": 1}
+
+
+def test_a_split_is_one_file_or_a_list_for_each_part(tmp_path):
+    for one in ("=b.txt", "train=", "="):
+        with pytest.raises(SkinbookError, match=f"'{one}' is not a part and its list"):
+            given.read_split([one])
+    both = [parts_of(tmp_path, "a,train\nb,test\n", name) for name in ("one.csv", "two.csv")]
+    with pytest.raises(SkinbookError, match=r"one\.csv' is not a part and its list"):
+        given.read_split(both)
+    (tmp_path / "a.txt").write_text("a\n", encoding="utf-8")
+    with pytest.raises(SkinbookError, match=r"train=.*a\.txt: a split has at least two parts; this one has train"):
+        given.read_split([f"train={tmp_path / 'a.txt'}"])
+
+
+def test_parts_may_lie_one_folder_lower_though_that_is_called_as_a_part(tmp_path):
+    for part in ("train", "val", "elsewhere"):
+        folder = tmp_path / "test" / part
+        folder.mkdir(parents=True)
+        photograph(len(part)).save(folder / f"{part}.png")
+    (tmp_path / "test" / "train" / "notes.txt").write_text("no image", encoding="utf-8")
+    found = given.read_split([tmp_path])
+    assert found["part"].tolist() == ["train", "validation"]
+    assert found["dx"].tolist() == [None, None]  # no folder names a diagnosis
+    assert found["given"].tolist() == ["train/train", "val/val"]
+    for file in tmp_path.rglob("*.png"):
+        file.unlink()
+    with pytest.raises(SkinbookError, match=r"The folders train, val in .*test hold no images"):
+        given.read_split([tmp_path])
+
+
+def test_the_first_folder_below_a_part_names_the_diagnosis(tmp_path):
+    for part in ("train", "test"):
+        folder = tmp_path / part / "nv" / "clinic" / "2020"
+        folder.mkdir(parents=True)
+        photograph(len(part)).save(folder / f"{part}.png")
+    assert given.read_split([tmp_path])["dx"].tolist() == ["nv", "nv"]
+
+
+def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+    def refused(self):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(type(tmp_path), "iterdir", refused)
+    with pytest.raises(SkinbookError, match=r"cannot be read \(Permission denied\)\. Change its permissions"):
+        given.read_split([tmp_path])
+
+
+def test_photographs_are_looked_for_beside_the_split_and_then_in_the_folder(tmp_path):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    names = ("a.png", "b.png", "c.png", "d.png")
+    for number, name in enumerate(names[:3]):
+        photograph(number).save(pictures / name)
+    (pictures / "b.png").write_bytes((pictures / "a.png").read_bytes())
+    photograph(7).save(tmp_path / "a.png")  # beside the split: this is the one that it names
+    csv = parts_of(tmp_path, "a.png,train\nb.png,test\nc.png,test\nd.png,test\n")
+    for part, some in (("train", names[:1]), ("test", names[1:])):
+        (tmp_path / f"{part}.txt").write_text("\n".join(some), encoding="utf-8")
+    lists = [f"{part}={tmp_path / part}.txt" for part in ("train", "test")]
+    for split in ([csv], lists):
+        found = given.audit_given(split, None, pictures)
+        assert found.not_checked == ["lesions on both sides (no table was given)", "1 images whose file was not found"]
+        assert found.identical["pairs"] == 0
+    (tmp_path / "a.png").unlink()
+    for split in ([csv], lists):
+        found = given.audit_given(split, None, pictures)
+        assert found.not_checked[1:] == ["1 images whose file was not found"]
+        assert found.identical["pairs"] == 1
+    (pictures / "d.png").write_bytes(b"no image")
+    assert given.audit_given([csv], None, pictures).not_checked[1:] == ["1 images that cannot be read"]
+
+
+def test_one_photograph_is_not_held_against_itself_and_copies_are_not_near(tmp_path):
+    """One row a file and part; an image listed in two parts is a repetition, not a pair."""
+    photograph(1).save(tmp_path / "a.png")
+    photograph(2).save(tmp_path / "b.png")
+    (tmp_path / "c.png").write_bytes((tmp_path / "b.png").read_bytes())
+    (tmp_path / "e.png").write_bytes((tmp_path / "b.png").read_bytes())
+    near = Image.open(tmp_path / "b.png").point(lambda v: min(255, v + 4))
+    near.save(tmp_path / "d.png")
+    split = parts_of(
+        tmp_path, "a.png,train\na.png,train\na.png,test\nb.png,train\nc.png,test\nd.png,test\ne.png,train\n"
+    )
+    found = given.audit_given([split])
+    assert found.identical == {
+        "pairs": 2,
+        "unlike_lesion": 2,
+        "examples": [
+            {"images": ["b", "c"], "parts": ["train", "test"], "bits": 0},
+            {"images": ["c", "e"], "parts": ["test", "train"], "bits": 0},
+        ],
+    }
+    assert (found.near["pairs"], found.near["unlike_lesion"]) == (2, 2)
+    assert found.near["examples"][0]["images"] == ["b", "d"]
+    assert found.verdict.startswith(
+        "LEAKS: 1 images are listed in more than one part; 2 pairs of identical files are divided between parts; "
+        "2 more pairs are, nearly, one photograph under two names. Not checked: "
+    )
+
+
+def test_examples_are_the_nearest_and_first_those_of_other_lesions():
+    rows = pd.DataFrame(
+        {
+            "image_id": list("abcdef"),
+            "part": ["train", "test"] * 3,
+            "lesion_id": ["A", "A", "B", "C", None, None],
+        }
+    )
+    pairs = [(0, 1, 3), (2, 3, 9), (4, 5, 1), (0, 2, 0)]
+    found = given._across(rows, pairs)
+    assert (found["pairs"], found["unlike_lesion"]) == (3, 2)
+    assert [(e["images"], e["bits"]) for e in found["examples"]] == [(["e", "f"], 1), (["c", "d"], 9)]
+    known = given._across(rows, pairs[:1])
+    assert (known["pairs"], known["unlike_lesion"]) == (1, 0)
+    assert known["examples"] == [{"images": ["a", "b"], "parts": ["train", "test"], "bits": 3}]
+    many = pd.DataFrame({"image_id": [f"i{k}" for k in range(50)], "part": ["train", "test"] * 25, "lesion_id": None})
+    assert len(given._across(many, [(2 * k, 2 * k + 1, 0) for k in range(25)])["examples"]) == given.EXAMPLES == 20
+
+
+def mixed(**parts):
+    """Rows of a split: so many of each diagnosis in each part."""
+    rows = [(part, dx) for part, counts in parts.items() for dx, count in counts.items() for _ in range(count)]
+    return pd.DataFrame(rows, columns=["part", "dx"])
+
+
+def test_the_part_and_the_diagnosis_that_differ_most_are_told():
+    found = mixed(
+        train={"nv": 600, "mel": 300, "bkl": 100},
+        test={"nv": 20, "mel": 200, "bkl": 180},
+        validation={"nv": 90, "bkl": 10},
+    )
+    mix, worst = given._mix(found)
+    assert mix["test"] == {"nv": 0.05, "mel": 0.5, "bkl": 0.45}
+    assert mix["validation"]["mel"] == 0.0
+    assert worst["part"] == "test"
+    assert worst["diagnosis"] == "nv"
+    assert (worst["share"], worst["elsewhere"]) == (0.05, pytest.approx(690 / 1100))
+    assert worst["gap"] == pytest.approx(0.05 - 690 / 1100)
+    # Of two that differ as much, the one that there is more of.
+    _, worst = given._mix(mixed(train={"nv": 500, "mel": 500}, test={"nv": 100, "mel": 400}))
+    assert (worst["diagnosis"], worst["gap"]) == ("mel", pytest.approx(0.3))
+
+
+@pytest.mark.parametrize(
+    ("test", "told"),
+    [
+        ({"nv": 4600, "mel": 5400}, False),  # by four hundredths
+        ({"nv": 4400, "mel": 5600}, True),
+        ({"nv": 4, "mel": 16}, False),  # by chance
+        ({"nv": 10000}, True),
+        ({}, False),
+    ],
+)
+def test_a_mix_differs_by_five_hundredths_and_by_more_than_chance(test, told):
+    _, worst = given._mix(mixed(train={"nv": 5000, "mel": 5000}, test=test))
+    assert (worst is not None) == told
+
+
+def test_a_mix_of_one_diagnosis_or_with_no_other_part_does_not_differ():
+    assert given._mix(mixed(train={"nv": 9}, test={"nv": 5})) == ({"test": {"nv": 1.0}, "train": {"nv": 1.0}}, None)
+    assert given._mix(mixed(test={"nv": 500, "mel": 500}))[1] is None
+
+
+REPORT = given.Report(
+    photographs={"test": 1200, "train|1": 3400},
+    repeated={
+        "across": [{"image": f"I{number}", "parts": ["test", "train|1"]} for number in range(21)],
+        "within": {"test": 1001},
+    },
+    lesions={
+        "across": [{"parts": ["test", "train|1"], "lesions": 1100, "photographs": 2200}],
+        "judged": {"test": {"photographs": 1200, "known": 300, "share": 0.25}},
+    },
+    identical={"pairs": 0, "unlike_lesion": 0, "examples": []},
+    near={
+        "pairs": 1002,
+        "unlike_lesion": 1001,
+        "examples": [{"images": ["a", "b"], "parts": ["test", "train|1"], "bits": 4}],
+    },
+    mix={"test": {"nv": 0.75, "mel": 0.25}, "train|1": {"nv": 1.0}},
+    drift={"part": "test", "diagnosis": "mel", "share": 0.25, "elsewhere": 0.0, "gap": 0.25},
+    giveaways=[{"column": "dx_type", "value": "histo", "always": "mel", "photographs": 1234}],
+    not_checked=["this", "that"],
+)
+
+
+def test_a_report_is_told_whole():
+    report = REPORT.judge()
+    verdict = (
+        "LEAKS: photographs of lesions that stand in another part too (300 of 1,200 in test); 21 images are listed in more "
+        "than one part; 1001 more pairs are, nearly, one photograph under two names. Not checked: this; that."
+    )
+    assert (report.leaks, report.verdict) == (True, verdict)
+    listed = "".join(f"- in test and train|1: `I{number}`\n" for number in range(20))
+    assert given.markdown(report) == (
+        f"**{verdict}**\n\n| Part | Photographs |\n|---|---|\n| test | 1,200 |\n| train\\|1 | 3,400 |\n\n"
+        "## Lesions on both sides\n\n| Parts | Lesions in both | Their photographs |\n|---|---|---|\n"
+        "| test and train\\|1 | 1,100 | 2,200 |\n\n"
+        "test: 300 of 1,200 photographs (25%) show a lesion that stands in another part too.\n\n"
+        f"## Images that are listed more than once\n\n{listed}- and 1 more\n"
+        "- 1,001 rows of test repeat another one of it (oversampled copies?)\n\n"
+        "## Nearly the same photograph\n\n1,002 pairs are divided between parts; 1,001 of them are not known to be one "
+        "lesion.\n\n- `a` (test) and `b` (train|1), 4 of 255 bits apart\n\n"
+        "## The mix of diagnoses\n\n| Diagnosis | test | train\\|1 |\n|---|---|---|\n| mel | 25.0% | 0.0% |\n"
+        "| nv | 75.0% | 100.0% |\n\n"
+        "**Another mix:** 25% of test are mel, and 0% of the rest. A score on it answers another question than the data "
+        "set asks.\n\n## Columns that give the label away\n\n- `dx_type` = histo: always mel (1,234 photographs)\n"
+    )
+    shown = given.shown(report)
+    assert shown.splitlines()[:7] == [
+        verdict,
+        "",
+        "Part     Photographs",
+        "test     1,200",
+        "train|1  3,400",
+        "",
+        "Lesions on both sides",
+    ]
+    assert given.shown(report, "markdown") == given.markdown(report)
+
+
+def test_a_clean_report_says_little():
+    report = given.Report(
+        {"test": 1, "train": 2},
+        {"across": [], "within": {}},
+        lesions={"across": [], "judged": {}},
+        near={"pairs": 3, "unlike_lesion": 0, "examples": []},
+    ).judge()
+    assert (report.leaks, report.verdict) == (False, "Clean: nothing stands in two parts.")
+    assert given.markdown(report) == (
+        "**Clean: nothing stands in two parts.**\n\n| Part | Photographs |\n|---|---|\n| test | 1 |\n| train | 2 |\n\n"
+        "## Lesions on both sides\n\nNone.\n\n## Nearly the same photograph\n\n3 pairs are divided between parts; 0 of them "
+        "are not known to be one lesion.\n\n"
+    )
+    report.repeated["across"] = [{"image": f"I{number}", "parts": ["a", "b"]} for number in range(20)]
+    assert "more\n" not in given.markdown(report)
+
+
+def test_a_hundred_diagnoses_are_shown():
+    report = given.Report({"a": 1, "b": 1}, {"across": [], "within": {}})
+    report.mix = {"a": {f"d{number:03}": 0.01 for number in range(102)}, "b": {}}
+    text = given.markdown(report)
+    assert text.count("| d") == 100
+    assert text.endswith("\n2 more diagnoses are left out here; --format json has them.\n")
+    report.mix["a"].pop("d101")
+    report.mix["a"].pop("d100")
+    assert "left out" not in given.markdown(report)
+
+
+def test_a_command_in_a_workflow_is_quoted_where_it_must_be():
+    import yaml
+
+    def command(*arguments):
+        return yaml.safe_load(given.snippet(*arguments))["jobs"]["audit"]["steps"][-1]["run"]
+
+    assert command(["train=a.txt", "test=b.txt"]) == "skinbook audit train=a.txt test=b.txt"
+    assert command(["s.csv"], "t.csv", "my pictures") == "skinbook audit s.csv --table t.csv --images 'my pictures'"
+    assert command(["a: b.csv"], "#.csv") == "skinbook audit 'a: b.csv' --table '#.csv'"
