@@ -46,6 +46,7 @@ TESTS = {
     "evaluation": ("test_evaluation", "test_evaluation_edges"),
     "ledger": ("test_ledger",),
     "audit": ("test_audit",),
+    "audit_given": ("test_audit_given",),
     "nbval_plugin": ("test_nbval_plugin",),
 }
 LEAST = 0.85  # share of the mutants that must die
