@@ -8,9 +8,10 @@ them: on a machine that others use too, its speed changes within minutes, and on
     copied     what nearly every notebook does: PIL opens the JPEG, torchvision transforms, DataLoader workers
     timm       timm's own loader and augmentation
 
-All of them train the same network on the same photographs with the same batch size, precision and optimiser. A time is
-that of the whole epoch, with what starting the workers takes. Peak memory is taken of each way in a process of its own.
-What else is worth measuring stands in `bench_parts`.
+All of them train the same network on the same photographs with the same batch size, precision and optimiser. Of a way
+with workers the middle of an epoch is timed, when they have started and still have photographs to open: a turn is short,
+and an epoch of a real data set is long, so that its ends count for little. Peak memory is taken of each way in a process
+of its own. What else is worth measuring stands in `bench_parts`.
 """
 
 from __future__ import annotations
@@ -41,8 +42,10 @@ CLASSES = 7
 PHOTOGRAPHS = 128  # different ones; an epoch goes round
 CHANGES: dict[str, Any] = {"flip": True, "rotate": 20.0, "brightness": 0.2, "contrast": 0.2, "saturation": 0.2}
 LONGEST = 240  # seconds that one turn may take before all is given up
+LEAD = 2  # batches of an epoch before the clock starts, for ways with workers
+PREFETCH = 2  # batches that each worker has ready or under way; so many of all must be left when the clock stops
 MEMORY = ("memory", "worker_memory", "device_memory")  # peak, in MB
-Work = Callable[[int], None]  # trains on so many photographs
+Work = Callable[[int], float]  # trains on so many photographs; the seconds that it took
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,9 @@ def training(
         peaks = {arm: _apart(case, (arm,), 1, count=2 * case.batch_size) for arm in ARMS}
         memory = {kind: {arm: peak[kind] for arm, peak in peaks.items()} for kind in MEMORY}
         rate = {arm: statistics.median(rates) for arm, rates in turns["rates"].items()}
-        results.append({**asdict(case), **turns, "rate": rate, "ratio": ratios(turns["rates"]), **memory})
+        results.append(
+            {**asdict(case), **turns, "middle": True, "rate": rate, "ratio": ratios(turns["rates"]), **memory}
+        )
         tell(_line(results[-1]))
     return results
 
@@ -141,11 +146,11 @@ def take_turns(case: Case, seconds: float, repeats: int) -> dict[str, Any]:
     """Train in all four ways, one after another, `repeats` times: photographs of a turn, and each way's rates."""
     ready = {arm: _ready(case, arm) for arm in ARMS}
     count = 4 * case.batch_size
-    count = max(2, round(seconds * count / _seconds(case, ready["limit"], count) / case.batch_size)) * case.batch_size
+    count = max(2, round(seconds * count / ready["limit"](count) / case.batch_size)) * case.batch_size
     rates: dict[str, list[float]] = {arm: [] for arm in ARMS}
     for turn in range(repeats):
         for arm in ARMS if turn % 2 == 0 else ARMS[::-1]:  # none is always the one after the workers
-            rates[arm].append(count / _seconds(case, ready[arm], count))
+            rates[arm].append(count / ready[arm](count))
     return {"photographs": count, "rates": rates}
 
 
@@ -158,7 +163,7 @@ def measure(case: Case, arm: str, count: int) -> dict[str, float]:
     work = _ready(case, arm)
     if case.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    took = _seconds(case, work, count)
+    took = work(count)
     unit = 2**20 if platform.system() == "Darwin" else 2**10  # macOS counts bytes, Linux kilobytes
     own, worker = (resource.getrusage(who).ru_maxrss / unit for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     on_device = torch.cuda.max_memory_allocated() / 2**20 if case.device == "cuda" else 0.0
@@ -181,19 +186,13 @@ def _ready(case: Case, arm: str) -> Work:
     return work
 
 
-def _seconds(case: Case, work: Work, count: int) -> float:
-    """How long training on so many photographs takes, to the end of what the device was given to do."""
+def _now(case: Case) -> float:
+    """The clock, once the device has done what it was given to do."""
     import torch
 
-    def finished() -> None:
-        if case.device == "cuda":
-            torch.cuda.synchronize()
-
-    finished()
-    started = time.perf_counter()
-    work(count)
-    finished()
-    return time.perf_counter() - started
+    if case.device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def photographs(source: str, count: int = PHOTOGRAPHS) -> list[Path]:
@@ -223,13 +222,16 @@ def photographs(source: str, count: int = PHOTOGRAPHS) -> list[Path]:
     return files
 
 
-def _steps(network: Any, case: Case, batches: Iterator[tuple[Any, Any]]) -> None:
-    """The plain loop that everybody writes."""
+def _steps(network: Any, case: Case, batches: Iterator[tuple[Any, Any]], count: int, lead: int = 0) -> float:
+    """The plain loop that everybody writes; the seconds of `count` batches, behind `lead` others."""
     import torch
 
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
     network.train()
-    for images, labels in batches:
+    started = _now(case)
+    for number, (images, labels) in enumerate(itertools.islice(batches, lead + count)):
+        if number == lead:
+            started = _now(case)
         images = images.to(case.device, non_blocking=True)
         labels = labels.to(case.device, non_blocking=True)
         with torch.autocast(case.device, torch.bfloat16, enabled=case.precision == "bf16"):
@@ -237,6 +239,7 @@ def _steps(network: Any, case: Case, batches: Iterator[tuple[Any, Any]]) -> None
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
+    return _now(case) - started
 
 
 def _limit(case: Case, network: Any) -> Work:
@@ -246,7 +249,7 @@ def _limit(case: Case, network: Any) -> Work:
     images = torch.rand(case.batch_size, 3, case.side, case.side, device=case.device)
     images = images.contiguous(memory_format=torch.channels_last)
     labels = torch.arange(case.batch_size, device=case.device) % CLASSES
-    return lambda n: _steps(network, case, itertools.repeat((images, labels), n // case.batch_size))
+    return lambda n: _steps(network, case, itertools.repeat((images, labels)), n // case.batch_size)
 
 
 def _skinbook(case: Case, network: Any) -> Work:
@@ -265,14 +268,21 @@ def _skinbook(case: Case, network: Any) -> Work:
     store = pixels.build(dataset, case.side, settings().cache, progress=False)
     labels = np.arange(len(paths)) % CLASSES
 
-    def work(n: int) -> None:
+    def work(n: int) -> float:
         rows = np.arange(n) % len(paths)
         batches = Batches(
             store.pixels, labels, rows, case.batch_size, augment=Augment(**CHANGES), shuffle=True, device=case.device
         )
+        started = _now(case)
         fit(network, batches, epochs=1, precision=case.precision, log=None)
+        return _now(case) - started
 
     return work
+
+
+def _longer(case: Case, count: int) -> int:
+    """Photographs of an epoch in the middle of which so many are timed."""
+    return count + (LEAD + PREFETCH * (os.cpu_count() or 1)) * case.batch_size
 
 
 class _Opened:
@@ -308,15 +318,16 @@ def _copied(case: Case, network: Any) -> Work:
     )
     paths = photographs(case.source)
 
-    def work(n: int) -> None:
+    def work(n: int) -> float:
         loader: Any = DataLoader(
-            _Opened(paths, n, change),  # type: ignore[arg-type]
+            _Opened(paths, _longer(case, n), change),  # type: ignore[arg-type]
             case.batch_size,
             shuffle=True,
             num_workers=os.cpu_count() or 1,
+            prefetch_factor=PREFETCH,
             pin_memory=case.device == "cuda",
         )
-        _steps(network, case, iter(loader))
+        return _steps(network, case, iter(loader), n // case.batch_size, LEAD)
 
     return work
 
@@ -327,9 +338,9 @@ def _timm(case: Case, network: Any) -> Work:
 
     paths = photographs(case.source)
 
-    def work(n: int) -> None:
+    def work(n: int) -> float:
         loader = create_loader(
-            _Opened(paths, n),  # type: ignore[arg-type]
+            _Opened(paths, _longer(case, n)),  # type: ignore[arg-type]
             (3, case.side, case.side),
             case.batch_size,
             is_training=True,
@@ -343,7 +354,7 @@ def _timm(case: Case, network: Any) -> Work:
             device=torch.device(case.device),
             persistent_workers=False,
         )
-        _steps(network, case, iter(loader))
+        return _steps(network, case, iter(loader), n // case.batch_size, LEAD)
 
     return work
 

@@ -4,13 +4,18 @@ import json
 import mmap
 import subprocess
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
 from skinbook import bench, bench_parts
 from skinbook.config import SkinbookError
+from skinbook.data import pixels
+from skinbook.data.images import Files
+from skinbook.data.schema import Dataset
 
 CASE = bench.Case("lab", 32, "test_resnet", batch_size=4)
 
@@ -43,8 +48,9 @@ def test_each_way_trains_the_network_on_as_many_photographs_as_asked(arm, drawn,
     stepped = torch.optim.AdamW.step
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, *a, **k: (first.append(1), stepped(self, *a, **k))[1])
     found = bench.measure(CASE, arm, 12)
-    assert sum(seen) == 2 * 4 + 12  # the warm-up, and the epoch
-    assert len(first) == 5
+    before = 2 * bench.LEAD * (arm in bench.WORKERS)  # batches that are not timed: until the workers are under way
+    assert sum(seen) == (2 + 3 + before) * 4  # the warm-up, and the epoch
+    assert len(first) == 5 + before
     assert found["rate"] > 0
     assert found["memory"] > 10
     assert (found["worker_memory"] > 0) == (arm in bench.WORKERS)
@@ -80,16 +86,36 @@ def test_a_ratio_is_that_of_the_middle_round():
 
 
 def test_the_ways_take_turns_forwards_and_backwards(monkeypatch):
-    turns, clock = [], iter(range(100))
+    turns = []
 
     def ready(case, arm):
-        return lambda count: turns.append((arm, count))
+        return lambda count: (turns.append((arm, count)), 1.0)[1]  # a turn takes a second
 
     monkeypatch.setattr(bench, "_ready", ready)
-    monkeypatch.setattr(bench.time, "perf_counter", lambda: next(clock))  # a turn takes a second
     found = bench.take_turns(CASE, seconds=3.0, repeats=3)
     assert found == {"photographs": 48, "rates": dict.fromkeys(bench.ARMS, [48.0] * 3)}
     assert turns == [("limit", 16), *((arm, 48) for arm in (*bench.ARMS, *bench.ARMS[::-1], *bench.ARMS))]
+
+
+def test_the_middle_of_an_epoch_is_timed():
+    """The clock starts behind the first batches, and stops while the workers still have some to open."""
+    import torch
+
+    taken = []
+
+    def batches():
+        for number in range(100):
+            taken.append(number)
+            yield torch.zeros(2, 3), torch.zeros(2, dtype=torch.long)
+
+    clock, network = iter([10.0, 13.0, 20.0]), torch.nn.Linear(3, 2)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(bench, "_now", lambda case: next(clock))
+        assert bench._steps(network, CASE, batches(), 5, lead=2) == 7.0
+    assert taken == list(range(7))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("os.cpu_count", lambda: 3)
+        assert bench._longer(CASE, 20) == 20 + (2 + 2 * 3) * 4
 
 
 def test_several_ways_take_turns_and_one_is_measured_alone(drawn):
@@ -165,6 +191,20 @@ def test_cases_of_an_earlier_run_stay_beside_those_of_this_one(tmp_path):
     bench.save({"machine": {"cores": 2}, "training": [one | {"rate": 1}, other | {"rate": 2}]}, file)
     bench.save({"machine": {"cores": 2}, "training": [one | {"rate": 3}]}, file)
     assert [case["rate"] for case in json.loads(file.read_text(encoding="utf-8"))["training"]] == [3, 2]
+
+
+def test_the_pixel_store_is_built_anew_in_every_turn_beside_a_bare_decode(drawn, monkeypatch):
+    table = pd.DataFrame({"image_id": [path.stem for path in drawn]})
+    dataset = Dataset("made up", table, (), Files({path.stem: path for path in drawn}))
+    monkeypatch.setattr("skinbook.data.catalog.load", lambda edition: dataset)
+    asked, times = [], iter([0, 3, 3, 5, 10, 16, 20, 22, 30, 34, 40, 48])  # built in 3, 6 and 4 s, bare in 2, 2 and 8
+    built = pixels.build
+    monkeypatch.setattr(pixels, "build", lambda *a, **k: (asked.append(a[2]), built(*a, **k))[1])
+    monkeypatch.setattr(bench_parts, "time", SimpleNamespace(perf_counter=lambda: next(times)))
+    found = bench_parts.store(side=16, repeats=3)
+    assert found == {"images": 6, "side": 16, "store_seconds": 4, "bare_seconds": 2, "ratio": 1.5}
+    assert len(set(asked)) == 3
+    assert not any(folder.exists() for folder in asked)
 
 
 def test_a_large_store_is_compared_with_a_small_one():
