@@ -341,7 +341,7 @@ def speed(bench: Path) -> str:
                 parts.append(f"- {_seconds(found['chapters'])}")
             if "company" in found:
                 parts.append(_company(found["company"]))
-        except (KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise SkinbookError(
                 f"{file.name} in {bench.name} is not what `skinbook bench` saves ({error!r}): measure again."
             ) from None

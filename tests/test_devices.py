@@ -361,7 +361,7 @@ MEASURED = {
     "training": [
         CASE | {"source": "lab", "memory": {"skinbook": 600.0}, "device_memory": {"skinbook": 0.0}},
         CASE | {"source": "ham10000", "memory": {"skinbook": 1.0}, "device_memory": {"skinbook": 0.0}},
-        CASE | {"side": 224, "memory": {"skinbook": 2000.0}, "device_memory": {"skinbook": 5000.0}},
+        CASE | {"source": "lab", "side": 224, "memory": {"skinbook": 2000.0}, "device_memory": {"skinbook": 5000.0}},
     ],
     "store": {"images": 10_015, "side": 128, "store_seconds": 40.0},
 }
@@ -414,13 +414,14 @@ def test_how_far_one_seed_moves_is_read_off_the_tolerances(monkeypatch):
 def test_the_speed_of_each_machine_is_a_table_and_a_list(tmp_path):
     assert "Nothing is measured yet" in pages.speed(tmp_path)
     rates = {"limit": 100.0, "skinbook": 96.0, "copied": 48.0, "timm": 32.0}
-    runs = {arm: [rate, 1.25 * rate, rate] if arm == "limit" else [rate] for arm, rate in rates.items()}
-    case = MEASURED["training"][0] | {"rate": rates, "rates": runs, "ratio": {arm: 96 / rates[arm] for arm in rates}}
+    runs = {arm: [rate, (1.25 if arm == "limit" else 1) * rate, rate] for arm, rate in rates.items()}
+    case = MEASURED["training"][0] | {"rate": rates, "rates": runs, "middle": True}
+    early = {key: value for key, value in case.items() if key != "middle"} | {"network": "test_resnet"}
     company = {"alone, spinning long": 1393.0, "alone, spinning none": 835.0}
     company |= {f"beside 1 busy program, spinning {kind}": 400.0 for kind in ("long", "none")}
     measured = {
         "machine": MEASURED["machine"] | {"instructions": "AVX2"},
-        "training": [case | {"precision": "bf16"}, case],
+        "training": [case | {"precision": "bf16"}, case, early],
         "waits": {"a first cell": 2.0},
         "company": company,
         "chapters": {"01_eda": 10.3, "02_x (failed)": 20.4},
@@ -428,11 +429,16 @@ def test_the_speed_of_each_machine_is_a_table_and_a_list(tmp_path):
     (tmp_path / "cpu.json").write_text(json.dumps(measured), encoding="utf-8")
     said = pages.speed(tmp_path)
     rows = [f"| resnet18 | lab, 64 px, {kind} | 96 | 0.96 | 2.00 | 3.00 | 25% |" for kind in ("fp32", "bf16")]
+    rows = ["| test_resnet | lab, 64 px, fp32 | 96 | 0.96 |  |  | 25% |", *rows]  # the start of its workers was timed
     assert "\n".join(rows) + "\n\n- a first cell: 2.00 s\n- seconds that the test" in said
     assert "takes: 01 10, 02 (failed) 20; together 31\n\n" in said
     assert "| Alone | 1,400 | 840 |\n| Beside 1 busy program | 400 | 400 |" in said
     assert "(AVX2), torch " in said
     (tmp_path / "cpu.json").write_text(json.dumps({"machine": MEASURED["machine"]}), encoding="utf-8")
+    with pytest.raises(SkinbookError, match="is not what `skinbook bench` saves"):
+        pages.speed(tmp_path)
+    torn = measured | {"training": [case | {"rates": runs | {"timm": [1.0]}}]}
+    (tmp_path / "cpu.json").write_text(json.dumps(torn), encoding="utf-8")
     with pytest.raises(SkinbookError, match="is not what `skinbook bench` saves"):
         pages.speed(tmp_path)
 
