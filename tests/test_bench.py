@@ -1,5 +1,6 @@
 """What the bench measures with; how fast anything is, no test asserts."""
 
+import gc
 import json
 import mmap
 import subprocess
@@ -218,14 +219,15 @@ def test_a_large_store_is_compared_with_a_small_one():
 def test_memory_that_a_block_takes_and_gives_back_is_seen():
     if not bench_parts._own_memory():
         pytest.skip("this system does not say how much memory a process has of its own")
+    gc.collect()  # what an earlier test left would go meanwhile
     before = bench_parts._own_memory()
     # Not malloc's memory, of which an earlier test may have left as much.
-    with bench_parts._Peak() as peak, mmap.mmap(-1, 50_000_000) as held:
-        for _ in range(50):
+    with bench_parts._Peak() as peak, mmap.mmap(-1, 200_000_000) as held:
+        for _ in range(200):
             held.write(b"1" * 1_000_000)
         peak.look()
-    assert peak.most > before + 40
-    assert bench_parts._own_memory() < peak.most - 40
+    assert peak.most > before + 100
+    assert bench_parts._own_memory() < peak.most - 100
 
 
 def test_grad_cam_is_compared_with_forward_and_backward():
