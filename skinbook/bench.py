@@ -95,9 +95,7 @@ def training(
         peaks = {arm: _apart(case, (arm,), 1, count=2 * case.batch_size) for arm in ARMS}
         memory = {kind: {arm: peak[kind] for arm, peak in peaks.items()} for kind in MEMORY}
         rate = {arm: statistics.median(rates) for arm, rates in turns["rates"].items()}
-        results.append(
-            {**asdict(case), **turns, "middle": True, "rate": rate, "ratio": ratios(turns["rates"]), **memory}
-        )
+        results.append({**asdict(case), **turns, "middle": True, "rate": rate, **memory})
         tell(_line(results[-1]))
     return results
 
@@ -114,7 +112,7 @@ def ratios(rates: Mapping[str, Sequence[float]]) -> dict[str, float]:
 def _line(found: dict[str, Any]) -> str:
     name = f"{found['source']}, {found['network']}, {found['side']} px, {found['precision']}"
     rates = "".join(f"{found['rate'][arm]:>11.0f}" for arm in ARMS)
-    ratio = found["ratio"]
+    ratio = ratios(found["rates"])
     return f"{name:46}{'images/s':>9}{rates}{ratio['limit']:>9.2f}{ratio['copied']:>10.2f}{ratio['timm']:>9.2f}"
 
 
