@@ -46,9 +46,9 @@ LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pandas")
 LEAST_SEEDS = 3  # of fewer, the interval of one further seed is so wide that it checks nothing
 NOT_MEASURED = ("exercise", "ledger")  # tags of cells that leave a chapter's results as they are
 ABOUT_RESULTS = (
-    "Written by `skinbook run --record`, never by hand. A value is the mean over the seeds; low and high are the means "
+    "Written by `skinbook` with `--record`, never by hand. A value is the mean over the seeds; low and high are the means "
     "of the ends of the seeds' intervals. A claim's verdict comes from that averaged interval; it is undecided where "
-    "one seed's verdict is that it holds and another's that it does not hold, or where a seed gives no interval."
+    "a seed's value lies on the other side of what the claim names, or where a seed gives no interval."
 )
 ABOUT_TOLERANCES = (
     f"Written by `skinbook spread`, or by `skinbook run --record`, with at least {LEAST_SEEDS} seeds. A tolerance is "
@@ -331,9 +331,11 @@ def _claim_over_seeds(sentence: str, seeds: Mapping[int, Mapping[str, Any]]) -> 
             "A chapter must claim the same with every seed."
         )
     known = over["low"] is not None and over["high"] is not None
-    torn = {HOLDS, FAILS} <= {payload.get("verdict") for payload in seeds.values()}
-    decided = known and not torn and not any(payload.get("reason") for payload in seeds.values())
-    return {"verdict": verdict(over["low"], over["high"], above) if decided else UNDECIDED, "above": above, **over}
+    decided = known and not any(payload.get("reason") for payload in seeds.values())
+    held = verdict(over["low"], over["high"], above) if decided else UNDECIDED
+    if held != UNDECIDED and any((payload["value"] > above) != (held == HOLDS) for payload in seeds.values()):
+        held = UNDECIDED  # the interval knows nothing of how far trainings differ: one of them says the contrary
+    return {"verdict": held, "above": above, **over}
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -511,7 +513,12 @@ def provenance_line(about: Mapping[str, Any], edition: str, scale: str) -> str:
     ]
     if about.get("weights"):
         weights = about["weights"]
-        parts.append(f"weights: {weights if isinstance(weights, str) else ', '.join(map(str, weights))}")
+        said = weights if isinstance(weights, str) else ", ".join(map(str, weights))
+        others: dict[str, list[str]] = {}
+        for key, value in about.items():
+            if key.startswith("weights, ") and value != weights:
+                others.setdefault(str(value), []).append(key.removeprefix("weights, "))
+        parts.append("; ".join([f"weights: {said}", *(f"of {', '.join(of)}: {value}" for value, of in others.items())]))
     if about.get("split"):
         parts.append(f"split {about['split']}")
     return "; ".join(parts) + "."

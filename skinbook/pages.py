@@ -176,16 +176,7 @@ def strongest(edition: str = "ham10000") -> str:
             parts.append("Nothing is recorded yet.")
             continue
         about = held["provenance"]
-        left_out = [
-            one
-            for one, model in models.items()
-            if model.get("device") and not any("accelerator" in machine for machine in ledger.machines(about))
-        ]
-        without = (
-            f" Left out, for want of a GPU: {', '.join(left_out)}." if left_out and choice.get("chosen", True) else ""
-        )
-        chosen = "Chosen on validation: " if choice.get("chosen", True) else ""
-        parts.append(f"{chosen}**{about['model']}**.{without}")
+        parts.append(_chosen(name, about, models) if choice.get("chosen", True) else f"**{about['model']}**.")
         rows = []
         for what, found in held["reports"].items():
             aim = choice["aims"].get(what)
@@ -196,6 +187,20 @@ def strongest(edition: str = "ham10000") -> str:
         parts.append(_table(["On the test lesions", "Measured", "95 % interval", "Seeds", "Aimed at"], rows))
         parts.append(ledger.provenance_line(about, edition, "full"))
     return "\n\n".join(parts)
+
+
+def _chosen(name: str, about: Mapping[str, Any], models: Mapping[str, Mapping[str, Any]]) -> str:
+    """Which model was chosen, from which, and which could not take part on the machine that it was measured on."""
+    competed, left_out = [], []
+    on_gpu = any("accelerator" in machine for machine in ledger.machines(about))
+    for one, model in models.items():
+        if name != "strongest_own" or model["weights"] != "pretrained":
+            (competed if on_gpu or not model.get("device") else left_out).append(one)
+    if competed == [about["model"]]:
+        told = f"**{about['model']}**, the only one of the list, so that nothing was to be chosen."
+    else:
+        told = f"Chosen on validation, from {' and '.join(competed)}: **{about['model']}**."
+    return told + (f" Left out, for want of a GPU: {', '.join(left_out)}." if left_out else "")
 
 
 def copied(edition: str = "ham10000") -> str:
@@ -555,7 +560,8 @@ def _interval(found: Mapping[str, Any], reach: float) -> str:
 def _result_cells(found: Mapping[str, Any]) -> list[str]:
     """Value, interval and number of seeds of a result; a claim's verdict goes before its value."""
     value, low, high = (_alike(found, part) for part in ("value", "low", "high"))
-    interval = f"{low} to {high}" if found["low"] is not None else ""
+    moves = found["low"] is not None and not found["low"] == found["value"] == found["high"]  # always "mole" does not
+    interval = f"{low} to {high}" if moves else ""
     verdict = ledger.verdict_over_seeds(found) if "verdict" in found else ""
     return [" ".join(filter(None, [verdict, value])), interval, str(len(found["seeds"]))]
 

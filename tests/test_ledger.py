@@ -61,17 +61,25 @@ def test_an_entry_is_the_mean_over_the_seeds():
 @pytest.mark.parametrize(
     ("others", "verdict"),
     [
-        ([{"verdict": "holds"}], "holds"),
+        ([{}], "holds"),
         ([{"verdict": "undecided"}], "holds"),
-        ([{"verdict": "undecided"}, {"verdict": "does not hold"}], "undecided"),
+        ([{"value": 0.01}], "holds"),
+        ([{"value": 0.01}, {"value": -0.01}], "undecided"),
+        ([{"value": 0.0}], "undecided"),  # no gain at all is not above zero
         ([{"verdict": "undecided", "reason": "the interval's ends are the wrong way round"}], "undecided"),
     ],
 )
-def test_seeds_that_contradict_each_other_decide_no_claim(others, verdict):
-    # The averaged interval, [0.7, 0.9], says "holds" each time.
-    first = told(0, 0.8, 0.7, 0.9)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_seeds_that_contradict_each_other_decide_no_claim(others, verdict, sign):
+    # The averaged interval, [0.7, 0.9], says "holds" each time; its mirror image "does not hold".
+    low, high = sorted((sign * 0.7, sign * 0.9))
+    first = told(0, sign * 0.8, low, high)
+    others = [other | {key: sign * other[key] for key in ("value",) if key in other} for other in others]
     claims = [{"it flatters": first["claims"]["it flatters"] | other} for other in others]
-    runs_ = {0: first} | {seed: told(seed, 0.8, 0.7, 0.9, claims=one) for seed, one in enumerate(claims, start=1)}
+    runs_ = {0: first} | {seed: told(seed, sign * 0.8, low, high, claims=one) for seed, one in enumerate(claims, 1)}
+    if sign < 0:  # what does not lie above, does not hold: nor where it is zero
+        at_zero = others == [{"value": 0.0}]
+        verdict = "does not hold" if verdict == "holds" or at_zero else verdict
     assert ledger.entry(runs_, "2026-01-31")["claims"]["it flatters"]["verdict"] == verdict
 
 
