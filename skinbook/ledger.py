@@ -330,7 +330,7 @@ def _claim_over_seeds(sentence: str, seeds: Mapping[int, Mapping[str, Any]]) -> 
             f"Seeds {first} and {odd[0]} hold the claim {sentence!r} against {above} and {against[odd[0]]}. "
             "A chapter must claim the same with every seed."
         )
-    known = over["low"] is not None and over["high"] is not None
+    known = None not in (over["value"], over["low"], over["high"])
     decided = known and not any(payload.get("reason") for payload in seeds.values())
     held = verdict(over["low"], over["high"], above) if decided else UNDECIDED
     if held != UNDECIDED and any((payload["value"] > above) != (held == HOLDS) for payload in seeds.values()):

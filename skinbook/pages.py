@@ -191,7 +191,8 @@ def strongest(edition: str = "ham10000") -> str:
 
 def _chosen(name: str, about: Mapping[str, Any], models: Mapping[str, Mapping[str, Any]]) -> str:
     """Which model was chosen, from which, and which could not take part on the machine that it was measured on."""
-    competed, left_out = [], []
+    competed: list[str] = []
+    left_out: list[str] = []
     on_gpu = any("accelerator" in machine for machine in ledger.machines(about))
     for one, model in models.items():
         if name != "strongest_own" or model["weights"] != "pretrained":

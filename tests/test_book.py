@@ -548,6 +548,28 @@ def test_the_page_of_results_shows_the_whole_ledger(monkeypatch):
     )
 
 
+def test_an_interval_without_width_is_not_shown():
+    found = {"value": 0.67, "low": 0.67, "high": 0.67, "seeds": {"0": {}}}
+    assert pages._result_cells(found) == ["0.67", "", "1"]
+    assert pages._result_cells(found | {"high": 0.68}) == ["0.67", "0.67 to 0.68", "1"]
+    assert pages._result_cells(found | {"value": 0.7}) == ["0.70", "0.67 to 0.67", "1"]
+
+
+def test_the_page_of_the_strongest_says_who_competed():
+    models = {
+        "own": {"weights": "lab"},
+        "pretrained": {"weights": "pretrained"},
+        "large": {"weights": "pretrained", "device": "cuda"},
+    }
+    about = {"hardware": {"cores": 2}, "model": "own"}
+    alone = pages._chosen("strongest_own", about, models)
+    assert alone == "**own**, the only one of the list, so that nothing was to be chosen."
+    of_all = pages._chosen("strongest_single", about, models)
+    assert of_all == "Chosen on validation, from own and pretrained: **own**. Left out, for want of a GPU: large."
+    with_gpu = pages._chosen("strongest_single", about | {"hardware": {"cores": 2, "accelerator": "A GPU"}}, models)
+    assert with_gpu == "Chosen on validation, from own and pretrained and large: **own**."
+
+
 def test_an_interval_that_does_not_fit_the_axis_is_not_drawn():
     claims = {
         name: {"verdict": "holds", "value": value, "low": low, "high": high, "above": above, "seeds": {"0": {}}}

@@ -407,7 +407,7 @@ def test_hashes_tell_calls_constants_recipes_and_names_of_files(tmp_path):
 def test_a_file_says_what_it_is_and_is_written_for_people(folder):
     for kind, about in (
         ("tolerances", "Written by `skinbook spread`"),
-        ("results", "Written by `skinbook run --record`"),
+        ("results", "Written by `skinbook` with `--record`"),
     ):
         text = ledger.write(kind, "ham10000", "quick", "03_x", {"reports": {"√2": 1.5}}).read_text(encoding="utf-8")
         whole = json.loads(text)
@@ -478,21 +478,23 @@ def test_means_over_seeds_keep_what_is_the_same_and_what_is_unknown():
 @pytest.mark.parametrize(
     ("seeds", "verdict"),
     [
-        ([("holds", 0.1, 0.2), ("does not hold", 0.3, 0.4)], "undecided"),
-        ([("holds", 0.1, 0.2), ("undecided", 0.3, 0.4)], "holds"),
-        ([("holds", 0.1, 0.2)], "holds"),
-        ([("does not hold", -0.2, -0.1)], "does not hold"),
-        ([("holds", None, 0.2)], "undecided"),
-        ([("holds", 0.1, None)], "undecided"),
-        ([("undecided", -0.1, 0.1), ("holds", 0.2, 0.4)], "holds"),
+        ([(0.15, 0.1, 0.2), (-0.01, 0.3, 0.4)], "undecided"),
+        ([(0.15, 0.1, 0.2), (0.01, 0.3, 0.4)], "holds"),
+        ([(0.15, 0.1, 0.2)], "holds"),
+        ([(-0.15, -0.2, -0.1)], "does not hold"),
+        ([(-0.15, -0.2, -0.1), (0.01, -0.2, -0.1)], "undecided"),
+        ([(0.15, None, 0.2)], "undecided"),
+        ([(0.15, 0.1, None)], "undecided"),
+        ([(0.15, 0.1, 0.2), (None, 0.1, 0.2)], "undecided"),
+        ([(0.01, -0.1, 0.1), (0.3, 0.2, 0.4)], "holds"),
     ],
 )
 def test_a_claim_is_decided_by_the_averaged_interval_of_seeds_that_agree(seeds, verdict):
     runs_ = {}
-    for seed, (of_seed, low, high) in enumerate(seeds):
+    for seed, (value, low, high) in enumerate(seeds):
         runs_[seed] = told(seed, 0.8, 0.7, 0.9)
         # Without "above": above zero.
-        runs_[seed]["claims"] = {"it flatters": {"verdict": of_seed, "value": 0.1, "low": low, "high": high}}
+        runs_[seed]["claims"] = {"it flatters": {"verdict": "holds", "value": value, "low": low, "high": high}}
     found = ledger.entry(runs_, "2026-01-31")["claims"]["it flatters"]
     assert (found["verdict"], found["above"]) == (verdict, 0.0)
 
@@ -594,6 +596,14 @@ def test_the_line_on_provenance_names_what_there_is():
     line = ledger.provenance_line(about | {"versions": {"timm": "1.0"}} | more, "lab", "full")
     assert line == ("lab, full scale, 2026-01-31; A GPU; 2.5 minutes a seed; timm 1.0; weights: a, b; split 5917.")
     assert "; 3 CPU cores; " in ledger.provenance_line(about | {"hardware": {"cores": 3}}, "lab", "full")
+    parts = {
+        "weights": "none",
+        "weights, small": "none",
+        "weights, map": "w",
+        "weights, head": "w",
+        "weights, far": "x",
+    }
+    assert "; weights: none; of map, head: w; of far: x." in ledger.provenance_line(about | parts, "lab", "full")
 
 
 def test_every_page_that_is_not_the_ledgers_is_named(folder):
