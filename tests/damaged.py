@@ -115,15 +115,22 @@ def through(name: str, pixels: np.ndarray) -> np.ndarray:
 # What claims too much -------------------------------------------------------------------------------------------------
 
 
+def packed(count: int = 50_000_000) -> bytes:
+    """So many zero bytes, packed, without ever being held."""
+    packer = zlib.compressobj(1)
+    parts = [packer.compress(bytes(min(1 << 20, count - done))) for done in range(0, count, 1 << 20)]
+    return b"".join([*parts, packer.flush()])
+
+
 def png(width: int, height: int, depth: int, kind: int, rows: bytes, *chunks: tuple[bytes, bytes]) -> bytes:
-    """A PNG with these numbers in its header, whatever its rows hold; `chunks` stand before them."""
+    """A PNG with these numbers in its header, whatever its packed rows hold; `chunks` stand before them."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0))
     others = b"".join(chunk(name, data) for name, data in chunks)
-    return b"\x89PNG\r\n\x1a\n" + header + others + chunk(b"IDAT", zlib.compress(rows, 1)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + header + others + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
 def scans(width: int, height: int, count: int) -> bytes:
@@ -154,21 +161,111 @@ def webp(width: int, height: int) -> bytes:
     return b"RIFF" + struct.pack("<I", len(body)) + body
 
 
-def packed() -> bytes:
-    return zlib.compress(bytes(50_000_000))
+def directory(*entries: tuple[int, int, int, int], big: bool = False) -> bytes:
+    """A directory of entries (number, type, count, value or place), to stand at the place that the header names."""
+    count, entry, end = ("<Q", "<HHQQ", 8) if big else ("<H", "<HHII", 4)
+    return struct.pack(count, len(entries)) + b"".join(struct.pack(entry, *one) for one in sorted(entries)) + bytes(end)
+
+
+PICTURE = {256: 4, 257: 4, 258: 8, 259: 1, 262: 1, 273: 16, 277: 1, 278: 4, 279: 16}  # grey, 16 bytes from place 16 on
+
+
+def shared(
+    count: int,
+    room: int,
+    *more: tuple[int, int, int, int],
+    picture: bool = True,
+    big: bool = False,
+    below: tuple[int, ...] = (),
+) -> bytes:
+    """A TIFF, or EXIF data, in which so many entries name the same `room` bytes, and some more entries.
+
+    picture : whether it holds one of 4 x 4. below : numbers of entries that lead from directory to directory, and the
+        last one to those many.
+    """
+    own = [(tag, 4, 1, value) for tag, value in PICTURE.items()] * picture + list(more)
+    many = [(40_000 + number, 7, room, 16) for number in range(count)]
+    head = b"II\x2b\0\x08\0\0\0" if big else b"II*\0"
+    at = 16 + room
+    header = head + struct.pack("<Q" if big else "<I8x", at)
+    above = b""
+    for tag in below:
+        above += directory(*own, (tag, 4, 1, at + len(above) + 6 + 12 * (len(own) + 1)))
+        own = []
+    return header + bytes(room) + above + directory(*own, *many, big=big)
+
+
+def segments(mark: int, name: bytes, data: bytes) -> bytes:
+    """A JPEG that carries some data in segments."""
+    parts = [name + data[start : start + 65_000] for start in range(0, len(data), 65_000)]
+    jpeg = saved(Image.new("L", (8, 8)), "JPEG")
+    return jpeg[:2] + b"".join(struct.pack(">BBH", 0xFF, mark, 2 + len(part)) + part for part in parts) + jpeg[2:]
+
+
+def strips(width: int, height: int, rows: int, count: int, *more: tuple[int, int]) -> bytes:
+    """A TIFF of so many strips of so many rows, all with the same bytes, and more entries (number, value)."""
+    size, offsets = width * rows, struct.pack("<I", 8) * count
+    places = [(273, 4, count, 8 + size), (279, 4, count, 8 + size + len(offsets))]
+    tags = {256: width, 257: height, 258: 8, 259: 1, 262: 1, 277: 1, 278: rows, **dict(more)}
+    entries = directory(*((tag, 4, 1, value) for tag, value in tags.items()), *places)
+    sizes = struct.pack("<I", size) * count
+    return b"II*\0" + struct.pack("<I", 8 + size + 2 * len(offsets)) + b"\x80" * size + offsets + sizes + entries
+
+
+def runs(width: int) -> bytes:
+    """A BMP of run lengths, one row high, that goes on 255 rows higher."""
+    header = struct.pack("<IiiHHIIiiII", 40, width, 1, 1, 8, 1, 4, 0, 0, 256, 0)
+    return b"BM" + struct.pack("<IHHI", 1082, 0, 0, 1078) + header + bytes(1024) + bytes([0, 2, 255, 255])
 
 
 BOMBS: dict[str, Callable[[], bytes]] = {
-    "a PNG of 20,000 x 20,000": lambda: png(20_000, 20_000, 8, 2, bytes(1000)),
+    "a PNG of 20,000 x 20,000": lambda: png(20_000, 20_000, 8, 2, packed(1000)),
     "a JPEG of 20,000 x 20,000": lambda: scans(20_000, 20_000, 0),
     "a JPEG of 100,000 scans": lambda: scans(8_000, 8_000, 100_000),
     "a TIFF with one tile of a thousand million pixels": lambda: tiff(16, 16, (322, 32_768), (323, 32_768)),
     "a TIFF with one strip of two thousand million rows": lambda: tiff(16, 16, (278, 2**31 - 1)),
+    "a TIFF with a thousand strips where it has two": lambda: strips(1000, 1000, 500, 1000),
     "a WebP of 16,383 x 16,383": lambda: webp(16_383, 16_383),
-    "a PNG with 50 MB of packed text": lambda: png(8, 8, 8, 0, bytes(72), (b"zTXt", b"Comment\0\0" + packed())),
-    "a PNG with a packed colour profile of 50 MB": lambda: png(8, 8, 8, 0, bytes(72), (b"iCCP", b"p\0\0" + packed())),
-    # No bomb, but the largest that is taken.
-    "a PNG of nearly 80 million pixels": lambda: png(8_900, 8_900, 1, 0, bytes((1 + 8_904 // 8) * 8_900)),
+    "a PNG with 50 MB of packed text": lambda: png(8, 8, 8, 0, packed(72), (b"zTXt", b"Comment\0\0" + packed())),
+    "a PNG with a packed colour profile of 50 MB": lambda: png(8, 8, 8, 0, packed(72), (b"iCCP", b"p\0\0" + packed())),
+    "a TIFF of 3,000 entries for the same 200 kB": lambda: shared(3000, 200_000),
+    "a BigTIFF of 3,000 entries for the same 200 kB": lambda: shared(3000, 200_000, big=True),
+    "a TIFF of a million resolutions": lambda: shared(0, 8_000_000, (282, 5, 1_000_000, 16)),
+    "a TIFF whose EXIF has 3,000 entries": lambda: shared(3000, 200_000, below=(0x8769,)),
+    "a TIFF whose places have 3,000 entries": lambda: shared(3000, 200_000, below=(0x8825,)),
+    "a TIFF whose EXIF leads to 3,000 entries": lambda: shared(
+        3000, 200_000, (0xA005, 4, 1, 16), below=(0x8769, 0xA005)
+    ),
+    "a JPEG whose EXIF has 3,000 entries": lambda: segments(0xE1, b"Exif\0\0", shared(3000, 200_000, picture=False)),
+    "a JPEG whose index of pictures has 2,500 entries": lambda: segments(
+        0xE2, b"MPF\0", shared(2500, 34_000, picture=False)
+    ),
+    "a JPEG of 6 MB of EXIF": lambda: segments(0xE1, b"Exif\0\0", bytes(6_000_000)),
+    "a JPEG of 200,000 comments": lambda: b"\xff\xd8" + b"\xff\xfe\0\2" * 200_000 + segments(0xFE, b"", b"")[2:],
+    "a PNG whose EXIF has 3,000 entries": lambda: png(
+        8, 8, 8, 0, packed(72), (b"eXIf", shared(3000, 200_000, picture=False))
+    ),
+    "a PNG whose packed EXIF has 3,000 entries": lambda: png(
+        8,
+        8,
+        8,
+        0,
+        packed(72),
+        (
+            b"zTXt",
+            b"Raw profile type exif\0\0"
+            + zlib.compress(b"\nexif\n1\n" + shared(3000, 200_000, picture=False).hex().encode()),
+        ),
+    ),
+    "a WebP whose EXIF has 3,000 entries": lambda: saved(
+        Image.new("RGB", (8, 8)), "WEBP", exif=shared(3000, 200_000, picture=False)
+    ),
+}
+# No bombs, but the largest that are taken.
+HONEST: dict[str, Callable[[], bytes]] = {
+    "black and white": lambda: png(8_900, 8_900, 1, 0, packed((1 + 8_904 // 8) * 8_900)),
+    "16 bits": lambda: png(8_900, 8_900, 16, 0, packed((1 + 2 * 8_900) * 8_900)),
+    "see-through": lambda: png(8_900, 8_900, 8, 6, packed((1 + 4 * 8_900) * 8_900)),
 }
 
 

@@ -20,6 +20,7 @@ from skinbook.config import SkinbookError
 from skinbook.data import dermamnist as dermamnist_reader
 from skinbook.data import ham10000 as ham10000_reader
 from skinbook.data import pixels
+from skinbook.data.images import Files
 from skinbook.data.schema import Dataset
 
 killed_while_built = pytest.mark.holds(
@@ -124,6 +125,18 @@ def test_a_second_build_reads_no_image(tmp_path):
     assert again.images.count == 0
     assert first.fingerprint == second.fingerprint
     np.testing.assert_array_equal(second.pixels[:, 0, 0, 0], np.arange(600) % 251)
+
+
+def test_other_pictures_of_the_same_names_and_lengths_have_a_store_of_their_own(tmp_path):
+    stores = []
+    for colour in ((200, 30, 30), (30, 200, 30)):
+        file = tmp_path / str(colour) / "1.bmp"
+        file.parent.mkdir()
+        Image.new("RGB", (64, 48), colour).save(file)
+        dataset = Dataset("given", pd.DataFrame({"image_id": ["1"]}), ("nv",), Files({"1": file}))
+        stores.append(pixels.build(dataset, 8, tmp_path / "cache"))
+        assert stores[-1].pixels[0, 0, 0].tolist() == list(colour)
+    assert stores[0].path != stores[1].path
 
 
 def test_a_damaged_store_is_built_anew(tmp_path):
