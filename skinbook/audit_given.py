@@ -13,7 +13,7 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import combinations, groupby
@@ -119,18 +119,23 @@ def audit_given(
     Raises
     ------
     SkinbookError
-        If the split cannot be read, or names only one part.
+        If the split cannot be read, or names only one part; if the table knows none of its images, or the folder holds
+        none of them; or if an image may be either of two files that differ.
     """
     rows = read_split(split)
+    paths = _paths(rows, Path(folder) if folder is not None else None, ", ".join(map(str, split)))
+    rows["path"] = pd.Series(paths, dtype=object)
     notes: list[str] = []
     rows, about = _described(rows, Path(table) if table is not None else None, notes)
     parts = rows["part"].value_counts().sort_index()
     report = Report({str(part): int(count) for part, count in parts.items()}, _repeated(rows))
     one = rows.drop_duplicates(["image_id", "part"], ignore_index=True)
     report.lesions = _lesions(one) if one["lesion_id"].notna().any() else None
-    paths = _paths(one, folder, notes)
-    if paths:
-        report.identical, report.near = _pictures(one, paths, notes, progress)
+    known = {row: path for row, path in enumerate(one["path"]) if isinstance(path, Path)}
+    if known and len(known) < len(one):
+        notes.append(f"{len(one) - len(known)} images whose file was not found")
+    if known:
+        report.identical, report.near = _pictures(one, known, notes, progress)
     else:
         notes.append("whether a photograph stands there under two names (no images were given)")
     if one["dx"].notna().any():
@@ -148,7 +153,7 @@ def audit_given(
 def read_split(given: Sequence[str | Path]) -> pd.DataFrame:
     """The rows of a split: `image_id` (a file's name without folder and ending), `part`, and `path` and `dx` if known.
 
-    `given` is the name with its folder.
+    `given` is the name with its folder, `file` as it is written.
     """
     if len(given) == 1 and "=" not in str(given[0]):
         path = Path(given[0])
@@ -171,9 +176,7 @@ def read_split(given: Sequence[str | Path]) -> pd.DataFrame:
 
 def _image_id(name: str) -> str:
     """A file's name without its folder and its ending, whatever the system it was written on."""
-    last = re.split(r"[\\/]", name.strip())[-1]
-    stem, dot, suffix = last.rpartition(".")
-    return stem if dot and f".{suffix.lower()}" in images.SUFFIXES else last
+    return locate.stem(re.split(r"[\\/]", name.strip())[-1])
 
 
 def _given(name: str) -> str:
@@ -182,18 +185,39 @@ def _given(name: str) -> str:
     return folder + slash + _image_id(name)
 
 
-def _told_apart(rows: pd.DataFrame, known: Iterable[str], notes: list[str]) -> pd.DataFrame:
-    """Rows by name, but by `given` where several files of one part have the name (nv/1.jpg, mel/1.jpg).
+def _told_apart(rows: pd.DataFrame, known: Set[str], unlike: Set[str], notes: list[str]) -> pd.DataFrame:
+    """Rows by name, but by `given` where several photographs have the name.
 
-    known : names that are a photograph's wherever they stand, since the table has them.
+    They are several where one part has them (nv/1.jpg, mel/1.jpg), or where their files differ (train/1.jpg,
+    test/1.jpg).
+
+    known : names, in small letters, that are a photograph's wherever they stand, since the table has them.
+    unlike : names that are several photographs', since the table says so.
     """
-    files = rows.drop_duplicates(["part", "image_id", "given"])
-    listed = {name.lower() for name in known}
-    several = files["image_id"][files.duplicated(["part", "image_id"])]
-    torn = {name for name in several if name.lower() not in listed}
+    small = rows["image_id"].str.lower()
+    free = rows[~small.isin(known | unlike)]
+    files = free.drop_duplicates(["part", "image_id", "given"])
+    torn = set(files["image_id"][files.duplicated(["part", "image_id"])])
     if torn:
         notes.append(f"by name, {len(torn):,} names that several files of one part have, such as {min(torn)}")
-    return rows.assign(image_id=rows["image_id"].where(~rows["image_id"].isin(torn), rows["given"]))
+    places = free[~free["image_id"].isin(torn)].drop_duplicates(["image_id", "given"])
+    differ: set[str] = set()
+    unsure: set[str] = set()
+    for name, same in places[places.duplicated("image_id", keep=False)].groupby("image_id"):
+        there = [path for path in same["path"] if isinstance(path, Path)]
+        if any(locate.copies(there)):
+            differ.add(str(name))
+        elif len(there) < len(same):
+            unsure.add(str(name))
+    if differ:
+        notes.append(f"by name, {len(differ):,} names of files that differ from part to part, such as {min(differ)}")
+    if unsure:
+        notes.append(
+            f"whether {len(unsure):,} names that stand with several folders, such as {min(unsure)}, are one photograph "
+            "each (not all of their files are known)"
+        )
+    apart = small.isin(unlike) | rows["image_id"].isin(torn | differ)
+    return rows.assign(image_id=rows["image_id"].where(~apart, rows["given"]))
 
 
 def _spelled_alike(rows: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
@@ -231,6 +255,7 @@ def _from_csv(path: Path) -> pd.DataFrame:
         {
             "image_id": raw[image].map(_image_id),
             "given": raw[image].map(_given),
+            "file": raw[image],
             "part": parts.astype(str),
             "path": [file if _is_image(file) else None for file in beside],
             "dx": None,
@@ -259,8 +284,8 @@ def _from_lists(given: Sequence[str]) -> pd.DataFrame:
             if entry := re.split(r"[,;\t]", line.strip())[0].strip().strip('"'):
                 file = Path(name).parent / entry
                 known = file if _is_image(file) else None
-                rows.append((_image_id(entry), _given(entry), PART_OF.get(part.lower(), part), known, None))
-    return pd.DataFrame(rows, columns=["image_id", "given", "part", "path", "dx"])
+                rows.append((_image_id(entry), _given(entry), entry, PART_OF.get(part.lower(), part), known, None))
+    return pd.DataFrame(rows, columns=["image_id", "given", "file", "part", "path", "dx"])
 
 
 def _from_folders(top: Path) -> pd.DataFrame:
@@ -279,6 +304,7 @@ def _from_folders(top: Path) -> pd.DataFrame:
                 (
                     _image_id(name),
                     _given((folder / name).relative_to(level).as_posix()),
+                    name,
                     PART_OF[part.name.lower()],
                     folder / name,
                     below[0] if below else None,
@@ -288,7 +314,7 @@ def _from_folders(top: Path) -> pd.DataFrame:
             ]
     if not rows:
         raise SkinbookError(f"The folders {', '.join(p.name for p in parts)} in {level} hold no images.")
-    return pd.DataFrame(rows, columns=["image_id", "given", "part", "path", "dx"])
+    return pd.DataFrame(rows, columns=["image_id", "given", "file", "part", "path", "dx"])
 
 
 def _folders_in(top: Path) -> list[Path]:
@@ -301,7 +327,9 @@ def _folders_in(top: Path) -> list[Path]:
 def read_about(path: Path) -> pd.DataFrame:
     """Metadata of any of the known layouts: `image_id`, and lesion_id, dx, dx_type, age, sex, site, source where it has them.
 
-    The diagnosis may stand in a column, or in one column of zeros and ones for each, as ISIC has it.
+    The diagnosis may stand in a column, or in one column of zeros and ones for each, as ISIC has it. `given` is the
+    image's name with its folder and without its ending, `file` as it is written; `image_id` is the bare name, or
+    `given` where the table has the name in several folders.
     """
     raw = tables.read(path, [])
     image = _named_column(raw, IMAGE_COLUMNS, path)
@@ -310,7 +338,11 @@ def read_about(path: Path) -> pd.DataFrame:
             f"{path} has no column for the image ({', '.join(IMAGE_COLUMNS[:4])}, ...); "
             f"it has {', '.join(map(str, raw.columns))[:200]}."
         )
-    about = _spelled_alike(pd.DataFrame({"image_id": raw[image].map(_image_id)}), ["image_id"])
+    about = pd.DataFrame({"image_id": raw[image].map(_image_id), "given": raw[image].map(_given), "file": raw[image]})
+    about = _spelled_alike(about, ["image_id", "given"])
+    places = about[["image_id", "given"]].drop_duplicates()["image_id"]
+    several = about["image_id"].isin(places[places.duplicated()])
+    about["image_id"] = about["image_id"].where(~several, about["given"])
     wanted = {"lesion_id": LESION_COLUMNS, "dx": LABEL_COLUMNS, **OTHERS}
     for name, spellings in wanted.items():
         if (column := _named_column(raw, spellings, path)) is not None:
@@ -339,27 +371,34 @@ def _described(rows: pd.DataFrame, table: Path | None, notes: list[str]) -> tupl
     """The rows with `lesion_id` and `dx` from the table, and what the table says of the images in the split."""
     if table is None:
         notes.append("lesions on both sides (no table was given)")
-        return _told_apart(rows, (), notes).assign(lesion_id=None), None
+        return _told_apart(rows, set(), set(), notes).assign(lesion_id=None), None
     about = read_about(table)
-    rows = _told_apart(rows, about["image_id"], notes)
-    spelled = {name.lower(): name for name in rows["image_id"]}
-    about["image_id"] = [spelled.get(name.lower(), name) for name in about["image_id"]]
-    about = about[about["image_id"].isin(rows["image_id"])].reset_index(drop=True)
-    absent = int((~rows["image_id"].isin(about["image_id"])).sum())
+    places = [place.lower() for place in about["given"]]
+    names = [name.rpartition("/")[2].lower() for name in about["image_id"]]
+    told = about[[column for column in ("lesion_id", "dx") if column in about]].assign(name=names).drop_duplicates()
+    unlike = set(told["name"][told["name"].duplicated()])
+    # A name that the table writes with the split's own folder is what lies there, and not known elsewhere.
+    split = {place.lower() for place in rows["given"]}
+    there = {name for name, place in zip(names, places, strict=True) if "/" in place and place in split}
+    rows = _told_apart(rows, {*names} - there, unlike, notes)
+    row_of = {name: row for row, name in enumerate(names) if name not in unlike}
+    row_of |= {place: row for row, place in enumerate(places)}
+    at = [row_of.get(name.lower(), -1) for name in rows["image_id"]]
+    absent = at.count(-1)
     if absent == len(rows):
         raise SkinbookError(
             f"{table} knows none of the split's images, such as {rows['image_id'].iloc[0]}. Give the table of this data set."
         )
     if absent:
         notes.append(f"{absent} rows whose image is not in the table")
-    found = about.set_index("image_id").reindex(rows["image_id"])
+    found = about.reindex(at)
     lesion = found["lesion_id"].to_numpy() if "lesion_id" in about else None
     if lesion is None:
         notes.append("lesions on both sides (the table has no lesion_id)")
     elif (unnamed := int(pd.isna(lesion).sum()) - absent) > 0:
         notes.append(f"{unnamed} rows without a lesion_id")
     dx = found["dx"].to_numpy() if "dx" in about else rows["dx"].to_numpy()
-    return rows.assign(lesion_id=lesion, dx=dx), about
+    return rows.assign(lesion_id=lesion, dx=dx), about[about.index.isin(at)].reset_index(drop=True)
 
 
 def _repeated(rows: pd.DataFrame) -> dict[str, Any]:
@@ -389,16 +428,21 @@ def _lesions(rows: pd.DataFrame) -> dict[str, Any]:
     return {"across": across, "judged": judged}
 
 
-def _paths(rows: pd.DataFrame, folder: Path | None, notes: list[str]) -> dict[int, Path]:
-    """The file of each row, where one is known."""
-    paths = {row: path for row, path in enumerate(rows["path"]) if isinstance(path, Path)}
-    if folder is not None:
-        if not Path(folder).is_dir():
-            raise SkinbookError(f"{folder} is not a folder. Correct the path of the images.")
-        found = locate.find_images([Path(folder)], rows["image_id"])
-        paths |= {row: found[name] for row, name in enumerate(rows["image_id"]) if name in found and row not in paths}
-    if paths and len(paths) < len(rows):
-        notes.append(f"{len(rows) - len(paths)} images whose file was not found")
+def _paths(rows: pd.DataFrame, folder: Path | None, split: str) -> list[Path | None]:
+    """The file of each row, where one is known; SkinbookError if a folder is given and none is."""
+    paths = [path if isinstance(path, Path) else None for path in rows["path"]]
+    if folder is None:
+        return paths
+    if not folder.is_dir():
+        raise SkinbookError(f"{folder} is not a folder. Correct the path of the images.")
+    lacking = [file for file, path in zip(rows["file"], paths, strict=True) if path is None]
+    found = locate.find_listed(folder, lacking) if lacking else {}
+    paths = [path or found.get(file) for file, path in zip(rows["file"], paths, strict=True)]
+    if not any(paths):
+        raise SkinbookError(
+            f"None of the {rows['image_id'].nunique():,} images of {split} lies in {folder} or below it; looked for "
+            f"files such as {rows['image_id'].iloc[0]}.jpg. Correct the path of the images."
+        )
     return paths
 
 

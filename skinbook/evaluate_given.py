@@ -61,7 +61,8 @@ def read_labelled(table: Path, folder: Path, lesions: Path | None = None) -> Lab
     Raises
     ------
     SkinbookError
-        If a table cannot be read, has no diagnosis, lists an image twice, or none of its photographs is found.
+        If a table cannot be read, has no diagnosis, lists an image twice, none of its photographs is found, or one may
+        be either of two files that differ.
     """
     about = _about(Path(table))
     if "dx" not in about:
@@ -74,8 +75,11 @@ def read_labelled(table: Path, folder: Path, lesions: Path | None = None) -> Lab
         grouping = _about(Path(lesions))
         if "lesion_id" not in grouping:
             raise SkinbookError(f"{lesions} has no column lesion_id. Give the table that groups images by lesion.")
-        of = dict(zip(grouping["image_id"].str.lower(), grouping["lesion_id"], strict=True))
-        about["lesion_id"] = about["image_id"].str.lower().map(of)
+        of: dict[str, Any] = {}
+        for column in ("image_id", "given"):  # by its folder, where both tables write it alike
+            of |= dict(zip(grouping[column].str.lower(), grouping["lesion_id"], strict=True))
+        names = zip(about["given"].str.lower(), about["image_id"].str.lower(), strict=True)
+        about["lesion_id"] = [of.get(place, of.get(name)) for place, name in names]
     grouped = "lesion_id" in about and about["lesion_id"].notna().any()
     if not grouped:
         about["lesion_id"] = about["image_id"]
@@ -104,7 +108,9 @@ def read_labelled(table: Path, folder: Path, lesions: Path | None = None) -> Lab
         raise SkinbookError(f"{table} has no photograph with a diagnosis that skinbook knows ({', '.join(DIAGNOSES)}).")
     if not Path(folder).is_dir():
         raise SkinbookError(f"{folder} is not a folder. Correct the path of the images.")
-    files = locate.find_images([Path(folder)], about["image_id"])
+    found = locate.find_listed(Path(folder), about["file"])
+    files = {name: found[file] for name, file in zip(about["image_id"], about["file"], strict=True) if file in found}
+    _once_each(files, Path(table))
     lacking = about["image_id"][~about["image_id"].isin(list(files))]
     if len(lacking) == len(about):
         raise SkinbookError(
@@ -113,6 +119,11 @@ def read_labelled(table: Path, folder: Path, lesions: Path | None = None) -> Lab
         )
     if len(lacking):
         notes.append(f"{len(lacking):,} photographs have no file and are left out, such as {lacking.iloc[0]}.")
+    if away := [file for file, path in found.items() if not locate.in_its_folder(file, path)]:
+        notes.append(
+            f"{len(away):,} photographs were found by their names alone, not in the folder that the table names, such "
+            f"as {away[0]}: {found[away[0]]} is taken for it."
+        )
     about = about.loc[~about.index.isin(lacking.index), ["image_id", "lesion_id", "dx"]].reset_index(drop=True)
     return Labelled(about, files, bool(grouped), tuple(notes), len(lacking))
 
@@ -131,6 +142,20 @@ def _about(path: Path) -> pd.DataFrame:
             "remove repeated rows."
         )
     return about
+
+
+def _once_each(files: Mapping[str, Path], table: Path) -> None:
+    """SkinbookError if two names of a table lead to one file, or to copies that have one name."""
+    of_name: dict[str, list[str]] = {}
+    for image_id, path in files.items():
+        of_name.setdefault(path.stem.lower(), []).append(image_id)
+    for names in of_name.values():
+        for image_id, first in zip(names, locate.copies([files[name] for name in names]), strict=True):
+            if image_id != names[first]:
+                raise SkinbookError(
+                    f"{table} lists {names[first]} and {image_id}, which are one photograph ({files[image_id]}). Every "
+                    "photograph may count once: remove one of the rows."
+                )
 
 
 def dataset(labelled: Labelled, origin: str) -> Dataset:

@@ -191,6 +191,201 @@ def test_a_name_that_the_table_has_is_its_photograph_wherever_it_stands(tmp_path
     assert found.lesions["judged"]["test"]["known"] == 3
 
 
+def anew(top, copied=()):
+    """Three parts, each numbered anew from 0, some files copied, and the split that lists them all."""
+    rows = []
+    for place, part in enumerate(("train", "test", "val")):
+        for number in range(2):
+            file = top / "data" / part / f"{number:04}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            photograph(10 * number + place).save(file)
+            rows.append(f"{part}/{number:04}.png,{part}\n")
+    for one, other in copied:
+        (top / "data" / other).write_bytes((top / "data" / one).read_bytes())
+    return parts_of(top, "".join(rows)), top / "data"
+
+
+NO_TABLE = "lesions on both sides (no table was given)"
+
+
+def test_parts_that_are_numbered_anew_are_told_apart_by_their_files(tmp_path):
+    split, pictures = anew(tmp_path)
+    for arguments in (([split], None, pictures), ([pictures],)):
+        found = given.audit_given(*arguments)
+        assert found.verdict == (
+            f"Clean: nothing stands in two parts. Not checked: {NO_TABLE}; by name, 2 names of files that differ from "
+            "part to part, such as 0000."
+        )
+        assert found.photographs == {"test": 2, "train": 2, "validation": 2}
+        assert (found.identical["pairs"], found.near["pairs"]) == (0, 0)
+
+
+def test_one_file_in_two_parts_leaks_under_its_name_or_under_two(tmp_path):
+    split, pictures = anew(
+        tmp_path, [(f"train/000{n}.png", f"{part}/000{n}.png") for n in (0, 1) for part in ("val", "test")]
+    )
+    found = given.audit_given([split], None, pictures)
+    parts = ["test", "train", "validation"]
+    assert found.repeated["across"] == [{"image": "0000", "parts": parts}, {"image": "0001", "parts": parts}]
+    assert found.verdict == f"LEAKS: 2 images are listed in more than one part. Not checked: {NO_TABLE}."
+    # Of three files two are one: the name is several photographs', and the two are found by their bytes.
+    photograph(99).save(pictures / "val" / "0001.png")
+    found = given.audit_given([split], None, pictures)
+    assert [one["image"] for one in found.repeated["across"]] == ["0000"]
+    assert {*found.identical["examples"][0]["images"]} == {"train/0001", "test/0001"}
+    assert found.not_checked[1:] == ["by name, 1 names of files that differ from part to part, such as 0001"]
+
+
+def test_where_files_are_not_known_the_name_decides_and_that_is_said(tmp_path):
+    split, pictures = anew(tmp_path)
+    unsure = (
+        "whether {} names that stand with several folders, such as {}, are one photograph each "
+        "(not all of their files are known)"
+    )
+    found = given.audit_given([split])
+    assert found.verdict.startswith("LEAKS: 2 images are listed in more than one part. Not checked: ")
+    assert found.not_checked[1] == unsure.format(2, "0000")
+    # Of 0000 one file is known: nothing to compare. Of 0001 two are, and they differ.
+    for part, name in (("train", "0000"), ("val", "0000"), ("val", "0001")):
+        (pictures / part / f"{name}.png").rename(tmp_path / f"{part}-{name}.png")
+    (pictures / "train" / "0002.png").write_bytes(b"no image")  # the folder is there
+    (pictures / "val" / "0002.png").write_bytes(b"no image")
+    found = given.audit_given([split], None, pictures)
+    assert [one["image"] for one in found.repeated["across"]] == ["0000"]
+    assert found.not_checked[1:4] == [
+        "by name, 1 names of files that differ from part to part, such as 0001",
+        unsure.format(1, "0000"),
+        "3 images whose file was not found",
+    ]
+    # Two files that are one leave the third in question.
+    (pictures / "test" / "0001.png").write_bytes((pictures / "train" / "0001.png").read_bytes())
+    found = given.audit_given([split], None, pictures)
+    assert found.not_checked[1] == unsure.format(2, "0000")
+    assert len(found.repeated["across"]) == 2
+    # One spelling of one folder is one place, and nothing is in question.
+    found = given.audit_given([parts_of(tmp_path, "a/x.png,train\n./A\\X,test\n")])
+    assert found.not_checked[1:] == ["whether a photograph stands there under two names (no images were given)"]
+
+
+def test_one_part_s_names_are_told_apart_before_those_of_several(tmp_path):
+    split = parts_of(tmp_path, "a/1.png,train\nb/1.png,train\na/1.png,test\nc/2.png,train\nd/2.png,test\n")
+    found = given.audit_given([split])
+    assert found.repeated["across"] == [
+        {"image": "2", "parts": ["test", "train"]},
+        {"image": "a/1", "parts": ["test", "train"]},
+    ]
+    assert found.not_checked[1] == "by name, 1 names that several files of one part have, such as 1"
+    assert found.not_checked[2].startswith("whether 1 names that stand with several folders, such as 2,")
+
+
+def test_a_table_with_folders_tells_photographs_apart(tmp_path):
+    split, pictures = anew(tmp_path)
+    table = tmp_path / "table.csv"
+    rows = [("train", 0, "A"), ("test", 0, "B"), ("val", 0, "C"), ("Train", 1, "D"), ("test", 1, "D"), ("val", 1, "D")]
+    text = "".join(f"{part}\\{number:04}.PNG,{lesion},40\n" for part, number, lesion in rows)
+    table.write_text(f"image_id,lesion_id,age\n{text}", encoding="utf-8")
+    about = given.read_about(table)
+    assert about["image_id"].tolist() == [f"{part}/{number:04}" for part, number, _ in rows]
+    assert about["file"].tolist()[0] == "train\\0000.PNG"
+    found = given.audit_given([split], table)
+    assert [one["image"] for one in found.repeated["across"]] == ["0001"]  # one lesion, and no file to see if it is one
+    assert found.lesions["judged"]["test"] == {"photographs": 2, "known": 1, "share": 0.5}
+    assert found.not_checked[0].startswith("whether 1 names that stand with several folders, such as 0001,")
+    found = given.audit_given([split], table, pictures)
+    assert found.repeated["across"] == []
+    assert found.lesions["judged"]["test"] == {"photographs": 2, "known": 1, "share": 0.5}
+    assert found.not_checked == ["by name, 1 names of files that differ from part to part, such as 0001"]
+    # A split without folders cannot say which of two it means, and means the one that all rows of a name agree on.
+    found = given.audit_given([parts_of(tmp_path, "0000,train\n0001,test\n", "bare.csv")], table)
+    assert found.not_checked[0] == "1 rows whose image is not in the table"
+    assert found.lesions["judged"]["test"]["photographs"] == 1
+    # Folders of the table that the split does not have say nothing: the name is known wherever it stands.
+    table.write_text("image_id,lesion_id\nphotos/0000.png,A\nphotos/0001.png,B\n", encoding="utf-8")
+    found = given.audit_given([split], table, pictures)
+    assert len(found.repeated["across"]) == 2
+    assert found.lesions["judged"]["test"]["known"] == 2
+    assert found.not_checked == []
+    # And those that it has are about that file alone.
+    table.write_text("image_id,lesion_id\ntrain/0000.png,A\ntest/0001.png,B\n", encoding="utf-8")
+    found = given.audit_given([split], table, pictures)
+    assert found.repeated["across"] == []
+    assert found.not_checked[1] == "4 rows whose image is not in the table"
+
+
+def test_a_name_without_a_folder_in_the_table_is_known_also_where_the_split_has_it_so(tmp_path):
+    for number, name in enumerate(("1.png", "a/1.png")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        photograph(number).save(tmp_path / name)
+    split = parts_of(tmp_path, "1.png,train\na/1.png,test\n")
+    assert not given.audit_given([split]).leaks
+    (tmp_path / "t.csv").write_text("image,lesion_id\n1,A\n", encoding="utf-8")
+    assert given.audit_given([split], tmp_path / "t.csv").repeated["across"] == [
+        {"image": "1", "parts": ["test", "train"]}
+    ]
+
+
+def test_of_the_table_what_is_in_the_split_counts(tmp_path):
+    text = "image,lesion_id\nx/0.png,A\nTrain/1.png,B\ntrain/1,B\ntest/1.png,C\n2,D\n"
+    (tmp_path / "t.csv").write_text(text, encoding="utf-8")
+    assert given.read_about(tmp_path / "t.csv")["image_id"].tolist() == ["0", "Train/1", "test/1", "2"]
+    rows = given.read_split([parts_of(tmp_path, "train/1.png,train\nimages/2.png,test\n3,test\n")])
+    notes = []
+    rows, about = given._described(rows, tmp_path / "t.csv", notes)
+    assert rows["lesion_id"].fillna("").tolist() == ["B", "D", ""]
+    assert (about["lesion_id"].tolist(), about.index.tolist()) == (["B", "D"], [0, 1])
+    assert notes == ["1 rows whose image is not in the table"]
+
+
+def test_two_diagnoses_of_one_name_are_two_photographs_also_without_lesions(tmp_path):
+    split = parts_of(tmp_path, "a/1.png,train\nb/1.png,test\na/2.png,train\nb/2.png,test\n")
+    (tmp_path / "t.csv").write_text("image,dx\na/1,nv\nb/1,mel\na/2,nv\nb/2,nv\n", encoding="utf-8")
+    found = given.audit_given([split], tmp_path / "t.csv")
+    assert [one["image"] for one in found.repeated["across"]] == ["2"]
+    assert found.mix == {"test": {"mel": 0.5, "nv": 0.5}, "train": {"mel": 0.0, "nv": 1.0}}
+
+
+def test_a_folder_of_other_images_is_refused_and_one_of_some_is_not(tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    photograph(1).save(other / "z.png")
+    split = parts_of(tmp_path, "a.png,train\na.png,train\nb.png,test\n")
+    for given_split in ([split], [f"train={split}", f"test={split}"]):
+        with pytest.raises(SkinbookError) as refused:
+            given.audit_given(given_split, None, other)
+        assert str(refused.value) == (
+            f"None of the 2 images of {', '.join(map(str, given_split))} lies in {other} or below it; looked for files "
+            "such as a.jpg. Correct the path of the images."
+        )
+    photograph(2).save(other / "b.png")
+    assert given.audit_given([split], None, other).not_checked == [NO_TABLE, "1 images whose file was not found"]
+    (other / "b.png").rename(tmp_path / "b.png")  # beside the split
+    assert given.audit_given([split], None, other).not_checked == [NO_TABLE, "1 images whose file was not found"]
+    photograph(3).save(tmp_path / "a.png")
+    assert given.audit_given([split], None, other).not_checked == [NO_TABLE]
+
+
+def test_images_come_from_the_folder_that_the_split_names_or_are_asked_for(tmp_path):
+    split, pictures = anew(tmp_path)
+    (pictures / "masks").mkdir()
+    photograph(50).save(pictures / "masks" / "0000.png")
+    rows = given.read_split([split])
+    assert given._paths(rows, pictures, "") == [pictures / f"{file}" for file in rows["file"]]
+    assert given._paths(rows, None, "") == [None] * 6
+    bare = parts_of(tmp_path, "0000.png,train\n0001.png,test\n", "bare.csv")
+    # What lies beside a list is not looked for elsewhere, though another list may have the name, too.
+    for name in ("train", "test"):
+        (tmp_path / "lists" / name).mkdir(parents=True)
+        (tmp_path / "lists" / name / "list.txt").write_text("0000.png\n", encoding="utf-8")
+    photograph(60).save(tmp_path / "lists" / "train" / "0000.png")
+    rows = given.read_split([f"{name}={tmp_path / 'lists' / name / 'list.txt'}" for name in ("train", "test")])
+    beside = tmp_path / "lists" / "train" / "0000.png"
+    assert given._paths(rows, pictures / "val", "") == [beside, pictures / "val" / "0000.png"]
+    assert given._paths(rows.head(1), pictures, "") == [beside]
+    with pytest.raises(SkinbookError, match=r"differ, and 0000\.png may be either"):
+        given.audit_given([bare], None, pictures)
+    assert given.audit_given([bare], None, pictures / "val").not_checked == [NO_TABLE]
+
+
 @pytest.mark.parametrize("unknown", ["", "NA", "nan", "unknown", "NULL"])
 def test_what_means_unknown_is_no_lesion(tmp_path, unknown):
     (tmp_path / "split.csv").write_text("image_id,part\nA,train\nB,train\nC,test\nD,test\n", encoding="utf-8")

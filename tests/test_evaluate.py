@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import models
 import numpy as np
@@ -318,3 +319,79 @@ def test_scores_near_zero_are_no_ties():
     assert (found.value, found.low, found.high) == (1, 1, 1)
     alone = given._malignant(model, ill[:30], score[:30], np.arange(30).astype(str))["malignant ROC AUC"]
     assert np.isnan([alone.value, alone.low, alone.high]).all()
+
+
+def test_masks_and_other_parts_are_not_taken_for_the_photographs(tmp_path):
+    for folder, colour in (("annotations", "white"), ("images", "red")):
+        (tmp_path / "data" / folder).mkdir(parents=True)
+        for number in range(3):
+            Image.new("RGB", (40, 40), colour).save(tmp_path / "data" / folder / f"{number}.png")
+    bare = write_csv(tmp_path / "t.csv", ["image", "dx"], [[f"{n}.png", dx] for n, dx in enumerate(HAM[:3])])
+    with pytest.raises(SkinbookError, match=r"annotations.0\.png and .*images.0\.png differ, and 0\.png may be either"):
+        given.read_labelled(bare, tmp_path / "data")
+    named = write_csv(tmp_path / "u.csv", ["image", "dx"], [[f"images/{n}.png", dx] for n, dx in enumerate(HAM[:3])])
+    for table, folder in ((bare, "data/images"), (named, "data"), (named, "data/images")):
+        labelled = given.read_labelled(table, tmp_path / folder)
+        assert labelled.files == {str(n): tmp_path / "data" / "images" / f"{n}.png" for n in range(3)}
+        assert len(labelled.notes) == 1  # on lesions
+    # A copy of the folder is the same photographs.
+    shutil.copytree(tmp_path / "data" / "images", tmp_path / "data" / "images" / "images")
+    assert given.read_labelled(bare, tmp_path / "data" / "images").files == labelled.files
+
+
+def test_names_that_begin_anew_in_each_part_keep_their_folders(tmp_path):
+    for number, part in enumerate(("test", "val")):
+        photograph(tmp_path / "data" / part / "0.png", HAM[number])
+    header = ["image", "dx"]
+    one = given.read_labelled(write_csv(tmp_path / "t.csv", header, [["val/0.png", "nv"]]), tmp_path / "data")
+    assert one.files == {"0": tmp_path / "data" / "val" / "0.png"}
+    rows = [["test/0.png", "nv"], ["val\\0.PNG", "nv"], ["train/0.png", "nv"]]
+    grouping = write_csv(tmp_path / "l.csv", ["image", "lesion_id"], [["TEST/0", "L1"], ["val/0", "L2"], ["0", "L3"]])
+    table = write_csv(tmp_path / "t.csv", header, rows)
+    labelled = given.read_labelled(table, tmp_path / "data", grouping)
+    assert labelled.files == {f"{part}/0": tmp_path / "data" / part / "0.png" for part in ("test", "val")}
+    assert labelled.table["lesion_id"].tolist() == ["L1", "L2"]
+    assert labelled.notes[1:] == ("1 photographs have no file and are left out, such as train/0.",)
+    assert given.dataset(labelled, "t.csv").table["image_id"].tolist() == ["test/0", "val/0"]
+    some = given.read_labelled(write_csv(tmp_path / "u.csv", header, [["val/0.png", "nv"]]), tmp_path, grouping)
+    assert some.table["lesion_id"].tolist() == ["L2"]  # of several of the name, the one with the folder
+    grouping = write_csv(tmp_path / "l.csv", ["image", "lesion_id"], [["val/0", "L2"]])
+    some = given.read_labelled(table, tmp_path / "data", grouping)
+    assert some.table["lesion_id"].tolist() == ["test/0", "L2"]
+    # Lesions by the bare name, where only that is common to both tables.
+    for told in (["elsewhere/0.jpg", "L4"], ["0", "L4"]):
+        grouping = write_csv(tmp_path / "l.csv", ["image", "lesion_id"], [told])
+        some = given.read_labelled(write_csv(tmp_path / "u.csv", header, [["val/0.png", "nv"]]), tmp_path, grouping)
+        assert some.table["lesion_id"].tolist() == ["L4"]
+
+
+def test_two_rows_of_one_photograph_are_refused_however_they_are_written(tmp_path):
+    photograph(tmp_path / "data" / "a" / "0.png", "nv")
+    table = write_csv(tmp_path / "t.csv", ["image", "dx"], [["a/0.png", "nv"], ["0.png", "nv"]])
+    with pytest.raises(SkinbookError) as refused:
+        given.read_labelled(table, tmp_path / "data")
+    file = tmp_path / "data" / "a" / "0.png"
+    assert str(refused.value) == (
+        f"{table} lists a/0 and 0, which are one photograph ({file}). Every photograph may count once: "
+        "remove one of the rows."
+    )
+    table = write_csv(tmp_path / "t.csv", ["image", "dx"], [["b/0.png", "nv"], ["c/0.png", "nv"], ["a/0.png", "mel"]])
+    photograph(tmp_path / "data" / "b" / "0.png", "mel")
+    photograph(tmp_path / "data" / "c" / "0.png", "nv")
+    with pytest.raises(SkinbookError, match=r"lists c/0 and a/0, which are one photograph \(.*a.0\.png\)"):
+        given.read_labelled(table, tmp_path / "data")
+    photograph(tmp_path / "data" / "c" / "0.png", "bcc")
+    assert len(given.read_labelled(table, tmp_path / "data").files) == 3
+
+
+def test_a_photograph_that_is_not_in_the_folder_of_the_table_is_told(tmp_path):
+    for number in range(3):
+        photograph(tmp_path / "data" / "here" / f"{number}.png", "nv", 100 + number)
+    rows = [["/home/me/pictures/0.png", "nv"], ["1.png", "nv"], ["old/here/2.png", "nv"]]
+    labelled = given.read_labelled(write_csv(tmp_path / "t.csv", ["image", "dx"], rows), tmp_path / "data")
+    assert len(labelled.files) == 3
+    file = tmp_path / "data" / "here" / "0.png"
+    assert labelled.notes[1:] == (
+        "1 photographs were found by their names alone, not in the folder that the table names, such as "
+        f"/home/me/pictures/0.png: {file} is taken for it.",
+    )
