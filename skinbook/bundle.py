@@ -25,7 +25,7 @@ from skinbook.diagnoses import DEFAULT_DEFINITION
 from skinbook.evaluation import softmax
 from skinbook.files import alone_in, replaced
 from skinbook.keyed import key_bits
-from skinbook.networks import Backbone, Classifier
+from skinbook.networks import Backbone, Classifier, in_batches_that_fit
 from skinbook.novelty import ARRAYS, Novelty, mahalanobis
 
 __all__ = ["BINARY", "Bundle", "Seen"]
@@ -119,10 +119,20 @@ class Bundle(Model):
         return None if self.novelty is None else self.novelty.refused
 
     def outputs(self, pixels: np.ndarray, batch_size: int = 64, device: str = "cpu") -> tuple[np.ndarray, np.ndarray]:
-        """Logits, float32 (n, classes), and features, float32 (n, d), of square photographs, uint8 (n, side, side, 3)."""
+        """Logits, float32 (n, classes), and features, float32 (n, d), of square photographs, uint8 (n, side, side, 3).
+
+        Raises
+        ------
+        SkinbookError
+            If there are no photographs, they are of another shape or type, or memory does not suffice for one of them (if
+            not for a batch, there are fewer in it).
+        """
         must_be_photographs(pixels)
         if not len(pixels):
             raise SkinbookError("There are no photographs to look at.")
+        return in_batches_that_fit(lambda size: self._outputs(pixels, size, device), batch_size, device)
+
+    def _outputs(self, pixels: np.ndarray, batch_size: int, device: str) -> tuple[np.ndarray, np.ndarray]:
         backbone = self.network.backbone
         mean, std = (torch.tensor(values, device=device) for values in (backbone.mean, backbone.std))
         self.network.eval().to(device).to(memory_format=torch.channels_last)  # half the time on a CPU
@@ -237,8 +247,8 @@ class Bundle(Model):
             network = Classifier(backbone, len(card["classes"]))
             network.load_state_dict(weights)
             novelty, seen = _novelty(card["novelty"], tensors), _seen(tensors)
-        except (SafetensorError, RuntimeError, KeyError, ValueError, AssertionError) as error:
-            reason = str(error).split("\n")[0]
+        except (SafetensorError, SkinbookError, RuntimeError, KeyError, ValueError, AssertionError) as error:
+            reason = str(error).split("\n")[0].removesuffix(".")
             raise SkinbookError(
                 f"{folder / card['weights']} does not hold a {card['network']} ({reason}). Use another bundle."
             ) from None

@@ -337,6 +337,10 @@ def _tell(line: str) -> None:
 
 def main() -> None:
     """Run a command. What a reader can put right is one sentence and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            # A name that is no text, or that a terminal has no letters for, is shown with a backslash and a number.
+            stream.reconfigure(errors="backslashreplace")
     try:
         _mounted()()
     except SkinbookError as error:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -77,8 +78,11 @@ def train(
         dataset = catalog.load(edition or settings.edition, settings)
     try:
         to.mkdir(parents=True, exist_ok=True)  # before an hour of training, not after it
+        with tempfile.TemporaryFile(dir=to):
+            pass
     except OSError as error:
-        raise SkinbookError(f"{to} cannot be made a folder ({error.strerror}). Choose another one.") from None
+        why = error.strerror
+        raise SkinbookError(f"{to} cannot be made a folder to write in ({why}). Choose another one.") from None
     bundle, report = train_bundle.train(
         dataset, recipe, settings.cache, device=chapter.device(), checkpoint=checkpoint, log=_err
     )
@@ -145,7 +149,7 @@ def predict(
                 yield one
 
     for piece in given.lines(model, predictions(), style):
-        _out(piece)
+        sys.stdout.write(piece)
     sys.stdout.flush()
     _err(f"{len(files):,} photographs: " + ", ".join(f"{count:,} {status}" for status, count in counts.items()) + ".")
     typer.echo(DISCLAIMER, err=style != "text")
@@ -252,12 +256,6 @@ def _device(model: object) -> str:
     from skinbook import chapter
 
     return chapter.device()
-
-
-def _out(piece: str) -> None:
-    """Write, with a backslash and a number for what the terminal or file cannot hold, such as a name that is no text."""
-    encoding = sys.stdout.encoding or "utf-8"
-    sys.stdout.write(piece.encode(encoding, "backslashreplace").decode(encoding))
 
 
 def _err(line: str) -> None:

@@ -18,6 +18,7 @@ from torch import nn
 from skinbook.batches import Batches
 from skinbook.config import SkinbookError
 from skinbook.keyed import uniform
+from skinbook.networks import fits_its_batches
 
 METHODS = {
     "grad-cam": "GradCAM",  # Selvaraju et al. 2017
@@ -28,6 +29,7 @@ METHODS = {
 }
 
 
+@fits_its_batches
 def maps(
     network: nn.Module,
     batches: Batches,
@@ -50,8 +52,8 @@ def maps(
     Raises
     ------
     SkinbookError
-        If the batches are shuffled or augmented, the method is unknown, the layer is not the network's, or the targets
-        do not fit the rows.
+        If the batches are shuffled or augmented, the method is unknown, the layer is not the network's, the targets do
+        not fit the rows, or memory does not suffice for a single photograph.
     """
     batches.must_be_plain()
     layer = getattr(network, "backbone", None) if layer is None else layer
@@ -175,6 +177,7 @@ def similarity(maps, others):
     return (a * b).sum(axis=1) / np.maximum(scale, 1e-9)
 
 
+@fits_its_batches
 def erased(
     network: nn.Module,
     batches: Batches,

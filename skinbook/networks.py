@@ -7,25 +7,38 @@ from timm's hub; which of them it was is kept in `Backbone.weights` and goes int
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import nn
 
+from skinbook.batches import Batches
 from skinbook.config import SkinbookError, book_data, settings
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SCRATCH = "none (from scratch)"
 WITHOUT_HUB = ("mobilenet_v2",)  # torchvision's, whose weights online are pickles
+N = TypeVar("N", bound=nn.Module)
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class Backbone(nn.Module):
-    """Photographs (n, 3, height, width) in, a feature map (n, channels, height / stride, width / stride) out."""
+    """Photographs (n, 3, height, width) in, a feature map (n, channels, height / stride, width / stride) out.
+
+    Raises
+    ------
+    SkinbookError
+        If nobody knows the network or its weights, it has no map of this stride, or it gives no such maps at all (a
+        transformer's tokens, channels behind the places, one size of photographs only).
+    """
 
     def __init__(self, name: str, weights: str = "none", stride: int | None = None) -> None:
         super().__init__()
@@ -34,15 +47,30 @@ class Backbone(nn.Module):
         self.model, self.weights, self.mean, self.std = _load(name, weights)
         self.model.requires_grad_(True)
         self._stage: int | None = None
+        training, self.training = self.training, False
+        self.model.eval()
         with torch.no_grad():
-            probe = torch.zeros(1, 3, 64, 64)
-            training, self.training = self.training, False
-            self.model.eval()
-            if stride is not None:
-                self._stage = self._stage_of(stride, probe)
-            self.channels, side = self(probe).shape[1:3]
-            self.stride = 64 // side
-            self.train(training)
+            self.channels, self.stride = self._probed(torch.zeros(1, 3, 64, 64))
+        self.train(training)
+
+    def _probed(self, probe: torch.Tensor) -> tuple[int, int]:
+        """Channels and stride of the feature map of a square photograph; SkinbookError if the network gives none."""
+        shape: tuple[int, ...] = ()
+        why = ""
+        try:
+            if self.asked_stride is not None:
+                self._stage = self._stage_of(self.asked_stride, probe)
+            shape = tuple(getattr(self(probe), "shape", ()))
+        except (AssertionError, RuntimeError) as error:
+            if probe.is_meta:  # without memory other networks fail as well: see `bundle._must_fit`
+                raise
+            why = str(error).split("\n")[0]
+        # The maps of stages have their channels first. The last map of a few networks (Swin, MambaOut) has them last, and
+        # the mean over its places would be one over channels.
+        known = self._stage is None and not isinstance(self.model, nn.Sequential)
+        if len(shape) != 4 or (known and shape[1] != self.model.num_features):
+            raise _without_map(self.name, why)
+        return shape[1], probe.shape[2] // shape[2]
 
     def _stages(self, x: torch.Tensor, last: int | None = None) -> list[torch.Tensor]:
         """Feature maps of the stages, up to the stage `last`."""
@@ -105,10 +133,68 @@ def parameters(network: nn.Module) -> int:
     return sum(p.numel() for p in network.parameters() if p.requires_grad)
 
 
-def frozen_features(backbone: Backbone, batches, pool: bool = True) -> torch.Tensor:
+def short_of_memory(size: int, device: str) -> SkinbookError:
+    """What to say where memory does not suffice for a batch of so many photographs."""
+    remedy = f"Try batch_size={size // 2}" if size > 1 else "Try a smaller network or smaller photographs"
+    return SkinbookError(f"The memory of {device} does not suffice for a batch of {size} photographs. {remedy}.")
+
+
+def is_short_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory does not suffice, on whatever device."""
+    from accelerate.utils.memory import should_reduce_batch_size
+
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or should_reduce_batch_size(error)
+
+
+def in_batches_that_fit(look: Callable[[int], R], size: int, device: str) -> R:
+    """What `look` returns, a function of the batch size: `size`, or half of it and so on while memory is short.
+
+    It is for what does not depend on the batch, but for rounding: predictions and features, not training.
+
+    Raises
+    ------
+    SkinbookError
+        If memory does not suffice for a single photograph; or, where several processes share the batches, for one of them.
+    """
+    while True:
+        try:
+            return look(size)
+        except (RuntimeError, MemoryError) as error:
+            if not is_short_of_memory(error):
+                raise
+        # Out here nothing holds on to the tensors of the failed attempt any more.
+        if size == 1 or (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            raise short_of_memory(size, device)
+        size //= 2
+
+
+def fits_its_batches(
+    function: Callable[Concatenate[N, Batches, P], R],
+) -> Callable[Concatenate[N, Batches, P], R]:
+    """`function`, of a network and batches, goes through smaller ones while memory is short: see `in_batches_that_fit`."""
+
+    @functools.wraps(function)
+    def tried(network: N, batches: Batches, *given: P.args, **named: P.kwargs) -> R:
+        def look(size: int) -> R:
+            smaller = copy.copy(batches)  # not `replace`, which would move its photographs to the device once more
+            smaller.batch_size = size
+            return function(network, smaller, *given, **named)
+
+        return in_batches_that_fit(look, batches.batch_size, batches.device)
+
+    return tried
+
+
+@fits_its_batches
+def frozen_features(backbone: Backbone, batches: Batches, pool: bool = True) -> torch.Tensor:
     """A backbone's features of every row of some batches, float32, in the batches' order, computed once.
 
     Returns (n, channels) where `pool` takes the mean over places, else (n, places, channels): the map as tokens.
+
+    Raises
+    ------
+    SkinbookError
+        If the batches are shuffled or augmented, or memory does not suffice for a single photograph.
     """
     batches.must_be_plain()
     backbone.eval().to(batches.device)
@@ -203,7 +289,17 @@ def _create(name: str, pretrained: bool) -> Any:
 
     if not timm.is_model(name):
         raise SkinbookError(f"{name!r} is not a network that timm knows; see timm.list_models().")
-    return timm.create_model(name, pretrained=pretrained, num_classes=0, global_pool="")
+    try:
+        return timm.create_model(name, pretrained=pretrained, num_classes=0, global_pool="")
+    except AssertionError as error:  # a few cannot be made without their classifier
+        raise _without_map(name, str(error)) from None
+
+
+def _without_map(name: str, why: str) -> SkinbookError:
+    return SkinbookError(
+        f"{name} does not give a feature map of any size{f' ({why})' if why else ''}; choose a convolutional network, such "
+        "as resnet18."
+    )
 
 
 def _hub_reachable(name: str) -> bool:

@@ -6,16 +6,18 @@ Every run of a chapter leaves a fragment (what it said, and where that comes fro
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import platform
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed, wait
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from skinbook import chapter, ledger
 from skinbook.book import HOME, chapters
@@ -35,9 +37,11 @@ INSTRUCTIONS: dict[str, dict[str, str]] = {
     },
 }
 Tell = Callable[[str], None]
+Done = TypeVar("Done")
 # Runs side by side hash sources; CPython 3.11 fails now and then when two threads parse at once (SystemError, "AST
 # constructor recursion depth mismatch").
 PARSING = threading.Lock()
+UNDER_WAY: set[Any] = set()  # nbclient's clients that execute a notebook now
 FACTS_CELL = "from skinbook import chapter as _chapter\n\n_chapter.facts()"
 
 
@@ -125,6 +129,7 @@ def execute(cells: Any, folder: Path, environment: Mapping[str, str], label: str
             resources={"metadata": {"path": str(folder)}},
             on_cell_start=started,
         )
+        UNDER_WAY.add(client)
         try:
             client.execute(env=dict(environment))
         except CellExecutionError as error:
@@ -133,6 +138,8 @@ def execute(cells: Any, folder: Path, environment: Mapping[str, str], label: str
             reason = "the kernel died, perhaps for want of memory"
         else:
             return
+        finally:
+            UNDER_WAY.discard(client)
     raise SkinbookError(f"{label}: cell {now['cell'] + 1} of {len(cells['cells'])} failed ({reason}).")
 
 
@@ -204,6 +211,38 @@ def fragment(
     return found
 
 
+def _side_by_side(work: Callable[[int], Done], seeds: Iterable[int], jobs: int, tell: Tell) -> list[Done]:
+    """What `work` returns for each of the seeds, in their order, `jobs` at a time.
+
+    When one of them fails, or Ctrl+C comes, it is over at once: those that wait are not begun, and the kernels under way
+    are ended. What is finished has been kept by then.
+    """
+    with ThreadPoolExecutor(jobs) as pool:
+        asked = [pool.submit(work, seed) for seed in seeds]
+        try:
+            for one in as_completed(asked):
+                one.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            broken_off = [one for one in asked if one.cancelled() or not one.done()]
+            while left := [one for one in asked if not one.done()]:
+                _end_kernels()  # again and again, since one may be about to begin
+                wait(left, timeout=0.1)
+            if broken_off:
+                tell("All other seeds were broken off, too. Those that are finished are kept for --resume.")
+            raise
+    return [one.result() for one in asked]
+
+
+def _end_kernels() -> None:
+    """Kill the kernels under way: they have sessions of their own, so that Ctrl+C does not reach them."""
+    for client in list(UNDER_WAY):
+        manager = client.km
+        if manager is not None and manager.provisioner is not None:
+            with suppress(AttributeError):  # its process may be gone while this is about it
+                asyncio.run(manager.provisioner.kill())
+
+
 def _in_turn(names: Sequence[str], edition: str, scale: str, home: Path, tell: Tell) -> Iterable[Path]:
     """The notebooks of the chapters that an edition has what it takes for; the others are left out by name."""
     if edition not in EDITIONS or scale not in SCALES:
@@ -259,7 +298,8 @@ def run(
     Raises
     ------
     SkinbookError
-        If a chapter fails, or its seeds don't say the same things. What was finished is kept for `resume`.
+        If a chapter fails, or its seeds don't say the same things. What was finished is kept for `resume`, as it is after
+        Ctrl+C.
     """
     if record:
         recordable(home)
@@ -275,9 +315,8 @@ def run(
             known_by = {**environment, "SKINBOOK_SEED": str(seed)}
             return fragment(notebook, built(home) / "runs", known_by, resume, tell, also)
 
-        with ThreadPoolExecutor(jobs) as pool:
-            of_seed = range(_enough(seeds, "The number of seeds"))
-            done = dict(zip(of_seed, pool.map(one, of_seed), strict=True))
+        of_seed = range(_enough(seeds, "The number of seeds"))
+        done = dict(zip(of_seed, _side_by_side(one, of_seed, jobs, tell), strict=True))
         name = notebook.stem
         entries[name] = ledger.entry(done, datetime.now(UTC).strftime("%Y-%m-%d"))
         for line in summary(entries[name]):
@@ -338,8 +377,8 @@ def spread(
                 return fragment(notebook, built(home) / "spread", known_by, resume, tell, also)
 
             # As many at a time as have their cores to themselves.
-            with ThreadPoolExecutor(max(1, cores // _enough(count, "The number of threads"))) as pool:
-                done += pool.map(one, range(seeds) if place == 0 else [0])
+            jobs = max(1, cores // _enough(count, "The number of threads"))
+            done += _side_by_side(one, range(seeds) if place == 0 else [0], jobs, tell)
         if (edition, scale) == ("lab", "quick") and (stored := _stored(notebook, done[0])):
             done.append(stored)
         _write_tolerances(done, edition, scale, notebook.stem, tell)

@@ -23,6 +23,7 @@ from skinbook.card import LARGEST_SIDE
 from skinbook.config import SkinbookError
 from skinbook.data import pixels
 from skinbook.data.schema import Dataset
+from skinbook.diagnoses import malignant
 from skinbook.evaluate_given import Report, judge
 from skinbook.evaluation import softmax
 from skinbook.networks import Backbone, Classifier
@@ -99,7 +100,8 @@ def train(
     Raises
     ------
     SkinbookError
-        If there are too few lesions for three parts, or the checkpoint belongs to another training.
+        If there are too few lesions for three parts, no malignant one is among those of validation, or the checkpoint
+        belongs to another training.
     """
     tell = log or (lambda line: None)
     split = lesion_split(dataset.table, identical=dataset.identical)
@@ -174,6 +176,8 @@ def rows_of(dataset: Dataset, split: Split) -> dict[str, np.ndarray]:
                 f"The {part} part has photographs of fewer than two diagnoses: {len(dx)} photographs of "
                 f"{dataset.table['lesion_id'].nunique()} lesions are too few to train, choose and judge a model."
             )
+    if not any(malignant(one) for one in set(dx[rows["validation"]])):  # before an hour of training, not after it
+        raise SkinbookError("No validation photograph is malignant, so no threshold can be chosen. Give more lesions.")
     return rows
 
 
@@ -185,8 +189,6 @@ def choose_operating_point(
     logits, features = bundle.outputs(images[validation], 128, device)
     bundle.temperature = temperature_of(logits, labels[validation])
     ill = bundle.malignant[labels[validation]]
-    if not ill.any():
-        raise SkinbookError("No validation photograph is malignant, so no threshold can be chosen. Give more lesions.")
     scores = softmax(logits / bundle.temperature)[:, bundle.malignant].sum(axis=1)
     bundle.threshold = float(threshold_for(recipe.sensitivity, ill, scores))
     _, usual = bundle.outputs(images[rows["train"]], 128, device)

@@ -30,8 +30,10 @@ from skinbook.config import SkinbookError, settings
 from skinbook.evaluation import accuracy, balanced_accuracy, softmax
 from skinbook.files import replaced
 from skinbook.keyed import key_bits
+from skinbook.networks import fits_its_batches, is_short_of_memory, short_of_memory
 
 PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+MOST_NAMED = 128  # photographs in one sentence
 P = ParamSpec("P")
 R = TypeVar("R")
 BETTER_WHEN_HIGHER = {"accuracy": True, "balanced accuracy": True, "loss": False}
@@ -54,21 +56,13 @@ def _says_when_memory_is_short(function: Callable[P, R]) -> Callable[P, R]:
         try:
             return function(*given, **named)
         except (RuntimeError, MemoryError) as error:
-            if not _is_short_of_memory(error):
+            if not is_short_of_memory(error):
                 raise
         # Out here nothing holds on to the tensors of the failed attempt any more.
         batches = next(one for one in (*given, *named.values()) if isinstance(one, Batches))
-        size, device = batches.batch_size, batches.device
-        remedy = f"Try batch_size={size // 2}" if size > 1 else "Try a smaller network or smaller photographs"
-        raise SkinbookError(f"The memory of {device} does not suffice for a batch of {size} photographs. {remedy}.")
+        raise short_of_memory(batches.batch_size, batches.device)
 
     return tried
-
-
-def _is_short_of_memory(error: Exception) -> bool:
-    from accelerate.utils.memory import should_reduce_batch_size
-
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or should_reduce_batch_size(error)
 
 
 @_says_when_memory_is_short
@@ -118,9 +112,10 @@ def fit(
     Raises
     ------
     SkinbookError
-        If the loss or a weight is not a finite number (naming epoch, batch and images; the checkpoint stays that of the
-        last sound epoch), memory is short (naming a batch size to try), an option is unknown, the checkpoint belongs to
-        another run or cannot be written, or a batch is too small for so many processes.
+        If the loss, a weight, a running mean or a score on validation is not a finite number (naming epoch, batch and
+        images; the checkpoint stays that of the last sound epoch), memory is short (naming a batch size to try), an option
+        is unknown, the checkpoint belongs to another run or cannot be written, or a batch is too small for so many
+        processes.
     """
     from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
@@ -184,14 +179,13 @@ def fit(
                     run.average_weights()
                 total += value.item() * len(labels)
             if not run.is_sound():
-                raise _no_number(
-                    f"A weight is not a finite number after epoch {epoch + 1}, batch {number + 1}", batch, train
-                )
+                what = f"A weight or running mean is not a finite number after epoch {epoch + 1}, batch {number + 1}"
+                raise _no_number(what, batch, train)
             run.follow_main_process(share)  # batch normalisation saw other photographs in every process
             row = {"epoch": epoch + 1, "learning rate": run.rate, "train loss": total / len(train.rows)}
             if validation is not None:
                 with run.averaged_weights():
-                    row |= _score(network, validation, loss, accelerator)
+                    row |= _score(network, validation, loss, accelerator, epoch)
             (row,) = broadcast_object_list([row])  # all processes go by the main one's numbers
             improved = run.record(row)
             if schedule == "plateau":
@@ -278,10 +272,14 @@ def _no_number(what: str, batch: Batch, train: Batches) -> SkinbookError:
     """What to say of a loss or weight that is no number. Images whose own inputs are none are named, else the batch's."""
     inputs = batch.inputs if isinstance(batch.inputs, tuple) else (batch.inputs,)
     sound = torch.stack([part.reshape(len(part), -1).isfinite().all(1) for part in inputs]).all(0).cpu().numpy()
-    rows = batch.rows if sound.all() else batch.rows[~sound]
-    those = f"rows {', '.join(map(str, rows))} of the photographs"
-    if train.names is not None:
-        those = ", ".join(train.names[row] for row in rows)
+    return _at_fault(what, batch.rows if sound.all() else batch.rows[~sound], train)
+
+
+def _at_fault(what: str, rows: np.ndarray, batches: Batches) -> SkinbookError:
+    """`what`, with the photographs that may be the cause: their names, or rows where they have none."""
+    named = ", ".join(str(row if batches.names is None else batches.names[row]) for row in rows[:MOST_NAMED])
+    more = f" and {len(rows) - MOST_NAMED} more" if len(rows) > MOST_NAMED else ""
+    those = f"rows {named}{more} of the photographs" if batches.names is None else named + more
     return SkinbookError(
         f"{what} ({those}). Lower the learning rate, or look at those images; the last checkpoint is untouched."
     )
@@ -326,7 +324,7 @@ def cosine(progress: float, warmup: float) -> float:
     return 0.5 * (1 + np.cos(np.pi * (progress - warmup) / (1 - warmup)))
 
 
-@_says_when_memory_is_short
+@fits_its_batches  # so that `fit` can only lack memory for a batch of training, whose size it names
 def predict(network: nn.Module, batches: Batches, flips: bool = False, share: tuple[int, int] = (0, 1)) -> np.ndarray:
     """Logits, float32 (rows, classes), in the order of `batches.rows`.
 
@@ -336,7 +334,7 @@ def predict(network: nn.Module, batches: Batches, flips: bool = False, share: tu
     Raises
     ------
     SkinbookError
-        If the batches are shuffled or augmented, or memory is short (naming a batch size to try).
+        If the batches are shuffled or augmented, or memory does not suffice for a single photograph.
     """
     batches.must_be_plain()
     network.eval().to(batches.device)
@@ -354,13 +352,15 @@ def predict(network: nn.Module, batches: Batches, flips: bool = False, share: tu
     return torch.cat(collected).numpy()
 
 
-def _score(network: nn.Module, validation: Batches, loss: Callable, accelerator) -> dict[str, float]:
+def _score(network: nn.Module, validation: Batches, loss: Callable, accelerator, epoch: int) -> dict[str, float]:
     """Loss and the two accuracies on validation, whose batches the processes share."""
     share = (accelerator.process_index, accelerator.num_processes)
     # The network itself computes in mixed precision; the photographs are normalised in float32, as in training.
     logits = torch.from_numpy(predict(network, validation, share=share))
-    if not torch.isfinite(logits).all():
-        raise SkinbookError("A score on validation is not a finite number; the last checkpoint is untouched.")
+    odd = ~torch.isfinite(logits).flatten(1).all(1).numpy()
+    if odd.any():
+        what = f"A score on validation is not a finite number after epoch {epoch + 1}"
+        raise _at_fault(what, validation.rows[odd], validation)
     labels = validation.labels[validation.rows]
     ones = np.ones((1, len(labels)))
     device_logits, device_labels = logits.to(validation.device), torch.from_numpy(labels).to(validation.device)
@@ -441,8 +441,8 @@ class _Run:
             torch.distributed.broadcast(tensor, 0)
 
     def is_sound(self) -> bool:
-        """Whether all weights are finite: the last step of an epoch may spoil them, and no loss would tell."""
-        return bool(torch.stack([weight.isfinite().all() for weight in self.network.parameters()]).all())
+        """Whether all weights and running means are finite: the last step may spoil them, and no loss would tell."""
+        return bool(torch.stack([value.isfinite().all() for value in self.network.state_dict().values()]).all())
 
     def record(self, row: dict[str, float]) -> bool:
         """Keep an epoch's row, and its weights where it is the best so far (without validation the last one is)."""

@@ -44,6 +44,27 @@ def test_probabilities_are_tempered_and_follow_the_order_of_the_classes():
     assert plain.probabilities(PHOTOGRAPHS[:0]).shape == (0, 8)
 
 
+def test_short_memory_makes_smaller_batches_and_no_other_answers(monkeypatch):
+    one, seen = bundle(), []
+    expected = one.outputs(PHOTOGRAPHS)
+    forward = type(one.network.backbone).with_early_maps
+
+    def hungry(backbone, x):
+        seen.append(len(x))
+        if len(x) > enough:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(backbone, x)
+
+    monkeypatch.setattr(type(one.network.backbone), "with_early_maps", hungry)
+    enough = 2
+    for found, before in zip(one.outputs(PHOTOGRAPHS, 4), expected, strict=True):
+        np.testing.assert_allclose(found, before, rtol=1e-4, atol=1e-5)
+    assert seen == [4, 2, 2, 1]
+    enough = 0
+    with pytest.raises(SkinbookError, match=r"memory of cpu does not suffice for a batch of 1 .*Try a smaller network"):
+        one.answers(PHOTOGRAPHS)
+
+
 def test_the_operating_point():
     sums = np.eye(8)
     assert bundle(threshold=0.5).called_malignant(sums).tolist() == [False, True, False, True, True, True, False, False]

@@ -1,9 +1,11 @@
 """The command line: what it shows, what it hands on, and how it refuses."""
 
+import os
 import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
 from skinbook import cli, runs
 from skinbook.config import SkinbookError
@@ -32,6 +34,22 @@ def test_help_tells_a_story_and_is_there_at_once():
     assert places == sorted(places)
     assert all(f"skinbook {command}" in done.stdout for command in story)
     assert done.stdout.endswith("False False\n")
+
+
+def test_a_name_that_is_no_text_is_shown_all_the_same(tmp_path):
+    for part in ("train", "test"):
+        (tmp_path / part).mkdir()
+        name = os.fsencode(tmp_path / part) + b"/l\xe4sion.jpg"
+        try:
+            with open(name, "wb") as file:
+                Image.new("RGB", (8, 8)).save(file, "JPEG")
+        except OSError:
+            pytest.skip("the names of files are text here")
+    command = [sys.executable, "-m", "skinbook.cli", "audit", str(tmp_path)]
+    strict = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run(command, env=strict, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (1, b""), "the split leaks, and nothing is wrong with the name"
+    assert "in test and train: l\\udce4sion" in done.stdout.decode("utf-8")
 
 
 def test_run_and_spread_hand_on_what_they_are_given(monkeypatch):

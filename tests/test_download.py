@@ -269,6 +269,41 @@ def test_a_zip_is_unpacked_and_removed(server, tmp_path):
     assert len(server.asked) == 1
 
 
+@pytest.mark.parametrize("unpacked", [False, True])
+@pytest.mark.parametrize("md5", ["0" * 32, None])
+def test_an_archive_that_lay_there_already_is_checked_and_stays(server, tmp_path, md5, unpacked):
+    foreign = zipped(**{"x.jpg": b"theirs"})
+    (tmp_path / "part_1.zip").write_bytes(foreign)
+    (tmp_path / "hashes.json").write_text(json.dumps({"part_1.zip": "0" * 64}), encoding="utf-8")
+    if unpacked:
+        (tmp_path / "part_1").mkdir()
+    before = left(tmp_path)
+    sentence = r"part_1.zip is not the file expected \(.* Remove it, and run the same command again\."
+    with pytest.raises(SkinbookError, match=sentence):
+        fetch_and_unpack(Remote("part_1.zip", (server.url("z"),), md5), tmp_path)
+    assert (tmp_path / "part_1.zip").read_bytes() == foreign
+    assert left(tmp_path) == before
+    assert server.asked == []
+
+
+def test_an_archive_that_lay_there_already_is_used_where_it_is_right(server, tmp_path):
+    whole = zipped(**{"x.jpg": b"1"})
+    (tmp_path / "part_1.zip").write_bytes(whole)
+    remote = Remote("part_1.zip", (server.url("z"),), hashlib.md5(whole).hexdigest())
+    assert [path.name for path in fetch_and_unpack(remote, tmp_path).iterdir()] == ["x.jpg"]
+    assert (left(tmp_path), server.asked) == (["part_1"], [])
+
+
+def test_other_files_that_lay_there_already_are_checked_and_stay(server, tmp_path):
+    (tmp_path / "dermamnist_64.npz").write_bytes(b"nonsense")
+    with pytest.raises(SkinbookError, match=r"dermamnist_64.npz is not the file expected \(MD5 .*Remove it"):
+        fetch_and_unpack(remote(server, "a", name="dermamnist_64.npz"), tmp_path)
+    (tmp_path / "t.csv").write_bytes(b"<html>")
+    with pytest.raises(SkinbookError, match=r"t.csv is not the file expected \(no such file but something else"):
+        fetch_and_unpack(remote(server, "a", name="t.csv", md5=None), tmp_path)
+    assert (left(tmp_path), server.asked) == (["dermamnist_64.npz", "t.csv"], [])
+
+
 @pytest.mark.parametrize("name", ["../out.jpg", "/out.jpg", "a/../../out.jpg", "a\\..\\out.jpg", "C:out.jpg"])
 def test_entries_that_climb_out(tmp_path, name):
     with zipfile.ZipFile(tmp_path / "z.zip", "w") as archive:

@@ -1,16 +1,19 @@
 """Trainings in processes of their own end with the one that started them."""
 
 import contextlib
+import multiprocessing
 import os
 import select
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from skinbook import jobs
+from skinbook.config import SkinbookError
 
 PROGRAM = """
 import os, sys, threading
@@ -38,10 +41,37 @@ def test_the_orders_are_carried_out_in_their_order(many, elsewhere):
 
 
 def test_the_first_process_of_all_has_nobody_to_end_with():
-    assert jobs._end_with_parent() is None
+    held, _ = multiprocessing.Pipe(duplex=False)
+    assert jobs._end_with_parent(held) is None
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here, whose end tells that a process is gone")
+def wait_or_fail(pipe: str) -> None:
+    """Hold one end of a pipe for long; or, where a mark stands before its name, fail once somebody does."""
+    if pipe.startswith("!"):
+        with open(pipe[1:], "rb") as held:
+            held.readline()
+        raise SkinbookError("the second of two fails")
+    with open(pipe, "w", buffering=1) as held:
+        print(os.getpid(), file=held)
+        threading.Event().wait(20)
+    Path(f"{pipe}.late").touch()
+
+
+pipes = pytest.mark.skipif(
+    not hasattr(os, "mkfifo"), reason="no named pipes here, whose end tells that a process is gone"
+)
+
+
+@pipes
+def test_the_first_that_fails_ends_the_others(tmp_path: Path):
+    pipe = str(tmp_path / "pipe")
+    os.mkfifo(pipe)
+    with pytest.raises(SkinbookError, match="the second of two fails"):
+        list(jobs.carried_out(wait_or_fail, [pipe, f"!{pipe}"], 2))
+    assert not (tmp_path / "pipe.late").exists(), "the first worked on"
+
+
+@pipes
 def test_a_killed_command_leaves_nobody_working(tmp_path: Path):
     program, pipe = tmp_path / "program.py", tmp_path / "pipe"
     program.write_text(PROGRAM, encoding="utf-8")

@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -5,7 +7,7 @@ from safetensors.torch import save_file
 
 from skinbook import keyed, networks
 from skinbook.batches import Batches
-from skinbook.config import SkinbookError
+from skinbook.config import SkinbookError, book_data
 from skinbook.networks import SCRATCH, Backbone, Classifier, frozen_features, parameters
 
 
@@ -64,6 +66,35 @@ def test_what_is_not_there_is_said():
         Backbone("test_resnet", stride=5)
     with pytest.raises(SkinbookError, match="expected none, pretrained or lab"):
         Backbone("test_resnet", "imagenet")
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("vit_tiny_patch16_224", r" \(Input height"),  # one size of photographs only
+        ("test_vit", ""),  # tokens
+        ("test_mambaout", ""),  # channels last
+        ("inception_next_atto", r" \(Cannot disable pooling"),  # not without its classifier
+    ],
+)
+def test_a_network_without_a_feature_map_of_any_size_is_refused(name, why):
+    sentence = (
+        f"{name} does not give a feature map of any size{why}.*; choose a convolutional network, such as resnet18"
+    )
+    with pytest.raises(SkinbookError, match=sentence):
+        Backbone(name)
+
+
+def test_stages_have_their_channels_first_where_the_last_map_has_not():
+    assert Backbone("test_mambaout", stride=8).channels == 32
+
+
+def test_every_network_of_the_book_is_taken():
+    texts = [book_data(f"{name}.toml").read_text(encoding="utf-8") for name in ("models", "recipes", "systems")]
+    names = {name for text in texts for name in re.findall(r'network = "(\w+)"', text)}
+    assert len(names) > 8
+    for name in names | {"mobilenetv3_small_050"}:
+        assert Backbone(name).channels > 0
 
 
 def test_pretrained_without_network_and_file_is_from_scratch_and_says_so(capsys):

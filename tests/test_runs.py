@@ -1,9 +1,13 @@
 """Chapters are executed in kernels of their own; these are tiny ones."""
 
+import contextlib
 import json
 import os
+import select
+import signal
 import subprocess
 import sys
+import threading
 
 import nbformat
 import pytest
@@ -208,6 +212,73 @@ def test_a_chapter_that_fails_is_one_sentence_and_leaves_its_notebook(home):
         runs.run(["08"], home=home, tell=lambda line: None)
     assert not list((home / "_build").rglob("*.json"))
     assert not (home / "data" / "results").exists()
+
+
+def test_a_seed_that_fails_ends_the_others_and_those_that_wait(monkeypatch):
+    begun, ended, told, started = threading.Event(), threading.Event(), [], []
+    monkeypatch.setattr(runs, "_end_kernels", ended.set)
+
+    def work(seed):
+        started.append(seed)
+        if seed == 1:
+            begun.wait(60)
+            raise SkinbookError("seed 1 fails")
+        begun.set()
+        ended.wait(20)
+        return seed
+
+    with pytest.raises(SkinbookError, match="seed 1 fails"):
+        runs._side_by_side(work, range(4), 2, told.append)
+    assert ended.is_set(), "the first seed runs on"
+    assert len(started) < 4
+    assert told == ["All other seeds were broken off, too. Those that are finished are kept for --resume."]
+    told.clear()
+    with pytest.raises(SkinbookError, match="seed 1 fails"):
+        runs._side_by_side(work, [1], 1, told.append)
+    assert told == [], "there are no others"
+    assert runs._side_by_side(lambda seed: seed * 2, range(5), 2, told.append) == [0, 2, 4, 6, 8]
+
+
+WAITS = """import os
+if os.environ["SKINBOOK_SEED"] == "1":
+    with open("pipe", "w", buffering=1) as held:  # closed by the system when this kernel ends
+        print(os.getpid(), file=held)
+        import threading
+        threading.Event().wait()"""
+PROGRAM = """import sys
+from pathlib import Path
+from skinbook import chapter, ledger, runs
+home = Path(sys.argv[1])
+for module in (chapter, ledger, runs):
+    module.book_data = lambda *parts: home.joinpath("data", *parts)
+runs.run(["08"], seeds=3, home=home)"""
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here, whose end tells that a process is gone")
+@pytest.mark.slow
+def test_ctrl_c_ends_a_run_and_its_kernels_and_keeps_the_seeds_that_are_finished(home):
+    write(home, "08_y", new_code_cell(WAITS))
+    pipe = home / "chapters" / "pipe"
+    os.mkfifo(pipe)
+    kernel = 0
+    command = subprocess.Popen([sys.executable, "-c", PROGRAM, str(home)], stdout=subprocess.PIPE, text=True)
+    try:
+        with pipe.open("rb", buffering=0) as held:  # waits for the second seed
+            kernel = int(held.readline())
+            command.send_signal(signal.SIGINT)  # to the command alone, as the terminal reaches no other session
+            assert select.select([held], [], [], 60)[0], "the kernel works on, a minute after Ctrl+C"
+            assert held.read() == b""  # the end of the pipe: nobody holds it
+        said, _ = command.communicate(timeout=60)
+        assert command.returncode != 0
+        assert "seed 2" not in said
+        assert said.endswith("Those that are finished are kept for --resume.\n")
+        assert [kept.name[:6] for kept in (home / "_build").rglob("*.json")] == ["seed-0"]
+    finally:
+        command.kill()
+        command.wait()
+        if kernel:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(kernel, signal.SIGKILL)
 
 
 def test_a_chapter_without_what_it_needs_is_left_out_by_name(home):

@@ -154,6 +154,36 @@ def test_an_interrupted_training_resumes(trained, dataset, tmp_path):
         train(dataset, Recipe(image=32, epochs=3, batch_size=16), tmp_path, checkpoint=tmp_path / "run.safetensors")
 
 
+class Hungry(torch.nn.Module):
+    """In evaluation memory does not suffice for more than so many photographs."""
+
+    def __init__(self, inner, enough=10):
+        super().__init__()
+        self.inner, self.enough = inner, enough
+
+    def forward(self, x):
+        if not self.training and len(x) > self.enough:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return self.inner(x)
+
+
+def test_a_training_does_not_end_for_want_of_memory_on_validation(trained, dataset, tmp_path, monkeypatch):
+    """Batches of validation, and of what comes after the training, are larger than those of `batch_size` that a reader sets."""
+    bundle, _, _ = trained
+    made = train_bundle.Backbone
+
+    def hungry(*given):
+        backbone = made(*given)
+        backbone.model.conv1 = Hungry(backbone.model.conv1)
+        return backbone
+
+    monkeypatch.setattr(train_bundle, "Backbone", hungry)
+    again, _ = train(dataset, SMALL, tmp_path)
+    torch.testing.assert_close(weights_of(again), weights_of(bundle))
+    assert again.threshold == pytest.approx(bundle.threshold, rel=1e-3)
+    assert again.limit == pytest.approx(bundle.limit, rel=1e-3)
+
+
 def test_the_command(drawn_lesions, tmp_path, monkeypatch, capsys):
     folder, table = drawn_lesions
     monkeypatch.setenv("SKINBOOK_CACHE", str(tmp_path / "cache"))
@@ -198,8 +228,22 @@ def test_usage(drawn_lesions, tmp_path, monkeypatch, capsys, options, sentence):
     assert not list(tmp_path.glob("b/*"))
 
 
-def test_too_few_lesions(drawn_lesions, tmp_path):
+@pytest.mark.skipif(
+    not Path("/proc/self").is_dir(), reason="no folder here in which not even an administrator can write"
+)
+def test_a_folder_that_nothing_can_be_saved_in_is_refused_before_the_training(
+    drawn_lesions, tmp_path, monkeypatch, capsys
+):
+    folder, table = drawn_lesions
+    monkeypatch.setenv("SKINBOOK_CACHE", str(tmp_path))
+    monkeypatch.setattr(train_bundle, "train", lambda *_, **__: pytest.fail("an hour of training would be lost"))
+    assert models.call(monkeypatch, "train", "--to", "/proc", "--table", table, "--images", folder) == 2
+    assert "/proc cannot be made a folder to write in" in capsys.readouterr().err
+
+
+def test_too_few_lesions(drawn_lesions, tmp_path, monkeypatch):
     folder, _ = drawn_lesions
+    monkeypatch.setattr(train_bundle, "fit", lambda *_, **__: pytest.fail("an hour of training would be lost"))
     header = ["image", "lesion_id", "dx"]
     for rows, sentence in (
         ([[f"DRAWN_nv_{k:03d}_0", f"L{k}", "nv"] for k in range(9)], "only the diagnosis nv"),

@@ -8,6 +8,7 @@ from skinbook.augment import Augment
 from skinbook.batches import Batches
 from skinbook.config import SkinbookError
 from skinbook.losses import LogitAdjusted, class_weights
+from skinbook.networks import frozen_features
 from skinbook.training import cosine, fit, predict
 
 
@@ -148,7 +149,7 @@ no_number = pytest.mark.holds(
     [
         (lambda value, logits: value * float("nan"), 12, "The loss is nan in epoch 3, batch 2 "),
         # A finite loss with a gradient that is none, in the last step of an epoch.
-        (lambda value, logits: value + 0 * (0 * logits.sum()).sqrt(), 15, "A weight is not a finite number after epoch 3, batch 5 "),
+        (lambda value, logits: value + 0 * (0 * logits.sum()).sqrt(), 15, "A weight or running mean is .* epoch 3, batch 5 "),
     ],
 )  # fmt: skip
 def test_the_last_sound_checkpoint_stays(tmp_path, loss, at, sentence):
@@ -208,10 +209,11 @@ def in_numpy():
     "one sentence with the batch size to try, which in the end suffices",
 )
 @pytest.mark.parametrize("error", [on_a_gpu, on_a_cpu, in_numpy])
-@pytest.mark.parametrize(
-    "work", [lambda network, batches: fit(network, batches, epochs=1, **QUIET), predict], ids=["fit", "predict"]
-)
-def test_short_memory_names_a_batch_size_to_try(error, work):
+@pytest.mark.parametrize("validation", [None, VALIDATION], ids=["alone", "with validation"])
+def test_short_memory_names_a_batch_size_to_try(error, validation):
+    def work(network, batches):
+        fit(network, batches, validation, epochs=1, **QUIET)
+
     def sized(size):
         return Batches(TRAIN.pixels, TRAIN.labels, TRAIN.rows, batch_size=size)
 
@@ -225,6 +227,31 @@ def test_short_memory_names_a_batch_size_to_try(error, work):
     work(Hungry(error), sized(8))
     with pytest.raises(SkinbookError, match="Try a smaller network or smaller photographs"):
         work(Hungry(error, 0), sized(1))
+
+
+def features(network, batches):
+    return frozen_features(network, batches).numpy()
+
+
+@pytest.mark.parametrize("error", [on_a_gpu, on_a_cpu, in_numpy])
+@pytest.mark.parametrize("look", [predict, features])
+def test_what_only_looks_makes_do_with_the_memory_there_is(error, look):
+    """Predictions and features don't depend on the batch, whose size a reader of the command line may be unable to set."""
+    hungry = Hungry(error)
+    hungry.inner = hungry.inner[:3] if look is features else hungry.inner
+    given = some_batches(range(160, 190))
+    found = look(hungry, given)
+    assert given.batch_size == 32, "what was given is as it was"
+    assert found == pytest.approx(look(hungry.inner, given), abs=1e-5)
+    hungry.enough = 0
+    with pytest.raises(SkinbookError, match=r"a batch of 1 photographs\. Try a smaller network or smaller photographs"):
+        look(hungry, given)
+
+
+def test_processes_that_share_the_batches_keep_to_their_size(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    with pytest.raises(SkinbookError, match=r"a batch of 32 photographs\. Try batch_size=16\."):
+        predict(Hungry(on_a_gpu), VALIDATION)
 
 
 def test_other_errors_are_not_taken_for_short_memory():
@@ -323,8 +350,41 @@ def test_scores_that_are_not_numbers_stop_the_run():
         def forward(self, x):
             return self.inner(x) if self.training else self.inner(x) * float("nan")
 
-    with pytest.raises(SkinbookError, match="on validation"):
+    every = ", ".join(map(str, range(160, 240)))
+    sentence = (
+        rf"A score on validation is not a finite number after epoch 1 \(rows {every} of the photographs\)\. Lower"
+    )
+    with pytest.raises(SkinbookError, match=sentence):
         fit(Broken(), TRAIN, VALIDATION, epochs=1, **QUIET)
+
+
+def test_photographs_whose_scores_are_not_numbers_are_named_alone():
+    features = np.ones((400, 4), np.float32)
+    features[[203, 217], 1] = np.nan
+    names = [f"ISIC_{row:07d}" for row in range(400)]
+    given = {"pixels": features, "labels": np.arange(400) % 2, "batch_size": 10, "names": names}
+    train, validation = (Batches(rows=np.arange(start, start + 200), **given) for start in (0, 200))
+    with pytest.raises(SkinbookError, match=r"validation .* after epoch 1 \(ISIC_0000203, ISIC_0000217\)\. Lower"):
+        fit(nn.Linear(4, 2), train, validation, epochs=1, log=None)
+    features[200:] = np.nan
+    with pytest.raises(SkinbookError, match=r"\(ISIC_0000200, .*, ISIC_0000327 and 72 more\)\. Lower"):
+        fit(nn.Linear(4, 2), train, validation, epochs=1, log=None)
+
+
+def test_running_means_that_are_not_numbers_stop_the_run(tmp_path):
+    class Spoilt(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = a_network()
+            self.register_buffer("running_mean", torch.zeros(1))
+
+        def forward(self, x):
+            self.running_mean.fill_(float("inf"))
+            return self.inner(x)
+
+    with pytest.raises(SkinbookError, match=r"running mean is not a finite number after epoch 1, batch 5 \(rows"):
+        fit(Spoilt(), TRAIN, epochs=1, checkpoint=tmp_path / "run.safetensors", **QUIET)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_predictions_need_photographs_in_order():

@@ -146,11 +146,16 @@ def get(edition: str, cache: Path, *, size: int = 64, tables_only: bool = False,
 
 
 def fetch_and_unpack(remote: Remote, folder: Path) -> Path:
-    """The file, downloaded if it is not there; a ZIP is unpacked into a folder of its own name and removed."""
+    """The file, downloaded if it is not there; a ZIP is unpacked into a folder of its own name and removed.
+
+    Raises
+    ------
+    Unreachable, SkinbookError
+        As `fetch` does, also for a file that lay there already: it is checked before it is used.
+    """
     target = folder / remote.name
     if target.suffix != ".zip":
-        if not target.exists():
-            fetch(remote, folder)
+        fetch(remote, folder)
         if not remote.md5:
             _record(target)
         return target
@@ -158,9 +163,10 @@ def fetch_and_unpack(remote: Remote, folder: Path) -> Path:
     if unpacked.is_dir() and not target.exists():
         return unpacked
     with _alone(unpacked):
-        if not unpacked.is_dir():
-            unpack(fetch(remote, folder), unpacked)
-        if target.exists():  # also where a kill came between
+        if not unpacked.is_dir() or target.exists():  # both, where a kill came between
+            fetch(remote, folder)
+            if not unpacked.is_dir():
+                unpack(target, unpacked)
             if not remote.md5:
                 _record(target)
             target.unlink()
@@ -170,17 +176,24 @@ def fetch_and_unpack(remote: Remote, folder: Path) -> Path:
 def fetch(remote: Remote, folder: Path) -> Path:
     """Download one file into a folder and check it; what an interrupted download left is gone on with.
 
+    A file that lies there already is checked as if it had just arrived: it may be a reader's own, or damaged.
+
     Raises
     ------
     Unreachable
         If no mirror gave the whole file; what has arrived stays for the next attempt.
     SkinbookError
-        If the bytes are not those of the published or recorded hash (they are removed), or the disk is full.
+        If the bytes are not those of the published or recorded hash (those that were downloaded are removed), or the disk
+        is full.
     """
     target = folder / remote.name
     with _alone(target):
         if target.exists():
             _remove(_part(target))  # what a kill just after the rename leaves
+            if reason := _check(remote, target, target):
+                raise SkinbookError(
+                    f"{target} is not the file expected ({reason}). Remove it, and run the same command again."
+                )
         else:
             try:
                 _fetch(remote, target)
