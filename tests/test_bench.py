@@ -119,6 +119,7 @@ def test_the_middle_of_an_epoch_is_timed():
         assert bench._longer(CASE, 20) == 20 + (2 + 2 * 3) * 4
 
 
+@pytest.mark.slow
 def test_several_ways_take_turns_and_one_is_measured_alone(drawn):
     order = {"case": asdict(CASE), "arms": bench.ARMS, "options": {"seconds": 0.01, "repeats": 2}}
     together = bench.done(order)
