@@ -198,7 +198,7 @@ def _chosen(name: str, about: Mapping[str, Any], models: Mapping[str, Mapping[st
         if name != "strongest_own" or model["weights"] != "pretrained":
             (competed if on_gpu or not model.get("device") else left_out).append(one)
     if competed == [about["model"]]:
-        told = f"**{about['model']}**, the only one of the list, so that nothing was to be chosen."
+        told = f"**{about['model']}**, the only one that could take part: nothing was to be chosen."
     else:
         told = f"Chosen on validation, from {' and '.join(competed)}: **{about['model']}**."
     return told + (f" Left out, for want of a GPU: {', '.join(left_out)}." if left_out else "")

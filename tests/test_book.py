@@ -563,7 +563,7 @@ def test_the_page_of_the_strongest_says_who_competed():
     }
     about = {"hardware": {"cores": 2}, "model": "own"}
     alone = pages._chosen("strongest_own", about, models)
-    assert alone == "**own**, the only one of the list, so that nothing was to be chosen."
+    assert alone == "**own**, the only one that could take part: nothing was to be chosen."
     of_all = pages._chosen("strongest_single", about, models)
     assert of_all == "Chosen on validation, from own and pretrained: **own**. Left out, for want of a GPU: large."
     with_gpu = pages._chosen("strongest_single", about | {"hardware": {"cores": 2, "accelerator": "A GPU"}}, models)
