@@ -127,7 +127,8 @@ def _apart(
             capture_output=True,
             text=True,
             timeout=LONGEST * turns + 60,
-            env={**os.environ, **(environment or {})},
+            # Else a SKINBOOK_PRECISION of the reader's would go over the case's, in one of the ways alone.
+            env={**os.environ, **(environment or {}), "SKINBOOK_PRECISION": case.precision},
         )
     except subprocess.TimeoutExpired:
         raise SkinbookError(

@@ -147,15 +147,22 @@ def setup(name: str) -> Chapter:
     torch.set_num_threads(settings.threads)
     keep_freed_memory()
     torch.manual_seed(settings.seed)
-    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
-    # Full fp32 on every device, so that numbers compare: newer GPUs would round inputs to TF32.
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    repeatable_sums()
     chapter = Chapter(name, settings, about["recipe"], device(), about["title"], about["needs"])
     global _run
     _run = _Run(chapter)
     opened = {"edition": settings.edition, "scale": settings.scale, "device": chapter.device, "data": _data(settings)}
     _show("skinbook: " + ", ".join(f"{key} {value}" for key, value in opened.items()), SETUP, opened)
     return chapter
+
+
+def repeatable_sums() -> None:
+    """Have a GPU sum alike in every run, and in full fp32; of no effect elsewhere. Each process that trains asks for it."""
+    import torch
+
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    # Full fp32 on every device, so that numbers compare: newer GPUs would round inputs to TF32.
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def _data(settings: Settings) -> str:

@@ -242,7 +242,10 @@ def bench_command(
     seconds: Annotated[float, typer.Option(help="About how long one turn of a way lasts.")] = 4.0,
     repeats: Annotated[int, typer.Option(help="Turns that each way takes; the median counts.")] = 7,
     parts: Annotated[
-        str, typer.Option(help="training, augmentation, store, large, grad-cam, waits, chapters; separated by commas.")
+        str,
+        typer.Option(
+            help="training, augmentation, store, large, grad-cam, waits, company, chapters; separated by commas."
+        ),
     ] = "training,augmentation,large,grad-cam,waits",
     to: Annotated[
         Path, typer.Option(help="Where the results are saved, as JSON; parts that are not measured now stay in it.")

@@ -11,6 +11,8 @@
 | `SKINBOOK_DEVICE`    | cpu, cuda or mps                                          | the best one at hand               |
 | `SKINBOOK_THREADS`   | CPU threads that torch uses                               | 2, so that results repeat          |
 | `SKINBOOK_PRECISION` | auto, fp32, bf16 or fp16; overrides the recipe            | the recipe's                       |
+
+Of several trainings at a time (`--jobs`), each takes its share of the cores where `SKINBOOK_THREADS` is unset.
 """
 
 from __future__ import annotations
@@ -88,6 +90,19 @@ def settings() -> Settings:
         weights=_path(weights) if weights else None,
         cache=_path(cache) if cache else Path.home() / ".cache" / "skinbook",
     )
+
+
+def cores() -> int:
+    """CPU cores that this process may use: a container, a scheduler or `taskset` may leave it fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def threads_of(jobs: int) -> int:
+    """Threads of each of so many trainings at a time: `SKINBOOK_THREADS` if it is set, else its share of the cores.
+
+    One alone takes what `settings` says, so that results repeat on a machine with other cores.
+    """
+    return settings().threads if jobs == 1 else _whole_number("SKINBOOK_THREADS", max(1, cores() // jobs), 1)
 
 
 def _default_edition() -> str:

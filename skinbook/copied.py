@@ -30,7 +30,7 @@ from torch import nn
 from skinbook import ledger
 from skinbook.augment import Augment
 from skinbook.batches import Batches
-from skinbook.config import SkinbookError, book_data
+from skinbook.config import SkinbookError, book_data, settings, threads_of
 from skinbook.data import pixels
 from skinbook.diagnoses import malignant
 from skinbook.evaluation import Evaluation, Interval, difference, softmax
@@ -275,8 +275,9 @@ def code_of(system: System) -> str:
 
 
 def file_of(system: System, kind: str, seed: int, photographs: Photographs, folder: Path) -> Path:
-    """Where a training's scores are kept; the name changes with what the system is made of, the seed and the split."""
-    known_by = key_bits(json.dumps([_own(system), kind, seed, photographs.split.fingerprint], sort_keys=True))
+    """Where a training's scores are kept: the name changes with the system, the seed, the split and precision."""
+    fields = _own(system) | {"precision": settings().precision or system.precision}
+    known_by = key_bits(json.dumps([fields, kind, seed, photographs.split.fingerprint], sort_keys=True))
     return folder / f"{system.name}-{system.size}-{kind}-{seed}-{known_by:016x}.npz"
 
 
@@ -391,12 +392,13 @@ class Order:
 
 def carry_out(order: Order) -> tuple[Order, Path | None, str]:
     """Train as ordered; returns the order, and the file of the scores, or None and why there is none."""
-    from skinbook.config import settings
+    from skinbook.chapter import repeatable_sums
     from skinbook.data import catalog
     from skinbook.memory import keep_freed_memory
 
     torch.set_num_threads(order.threads)
     keep_freed_memory()
+    repeatable_sums()
     about = settings()
     photographs = Photographs.of(catalog.load(order.edition, about))
 
@@ -438,7 +440,6 @@ def run(
     SkinbookError
         If there are no seeds or jobs, or a name or a size is unknown.
     """
-    from skinbook.config import settings
     from skinbook.data import catalog
 
     if seeds < 1 or jobs < 1:
@@ -457,7 +458,7 @@ def run(
             wanted.append(system)
     about = settings()
     folder = folder or about.cache / "copied" / edition
-    threads = max(1, about.threads // jobs)
+    threads = threads_of(jobs)
     photographs = Photographs.of(catalog.load(edition, about))
     orders = [
         Order(system, kind, seed, edition, folder, threads, device)
@@ -618,6 +619,9 @@ def record(
             **of_seed["unseen"].about,
             "code": code_of(system),
             "package": ", ".join(sorted({str(one.about["package"]) for one in of_seed.values()})),
+            "precision": ", ".join(
+                sorted({one.about.get("precision", one.system.precision) for one in of_seed.values()})
+            ),
             "minutes": sum(one.about["minutes"] for one in of_seed.values()),
         }
         found = gains(of_seed, others[seed] if others else None, photographs)

@@ -147,7 +147,9 @@ def roc_curve(
 
     def curve(weights: np.ndarray) -> np.ndarray:
         hits, others = _called(positive, scores, weights)
-        return np.stack([np.interp(alarms, f, s) for f, s in zip(others, hits, strict=True)])
+        found = np.stack([np.interp(alarms, f, s) for f, s in zip(others, hits, strict=True)])
+        found[~(weights[:, positive].any(axis=1) & weights[:, ~positive].any(axis=1))] = np.nan
+        return found
 
     return _banded(alarms, curve, weights, "1 − specificity", "sensitivity", label, ax)
 
@@ -166,7 +168,7 @@ def precision_recall_curve(
             first = np.minimum(np.searchsorted(hits[row], recalls - 1e-12), hits.shape[1] - 1)
             true, false = hits[row, first] * sick[row], others[row, first] * healthy[row]
             found.append(true / np.maximum(true + false, 1e-12))
-        return np.stack(found)
+        return np.where(sick[:, None] > 0, np.stack(found), np.nan)
 
     return _banded(recalls, curve, weights, "recall", "precision", label, ax)
 
@@ -214,12 +216,18 @@ def _called(positive: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> tu
 
 
 def _banded(x: np.ndarray, curve, weights: np.ndarray, xlabel: str, ylabel: str, label, ax: Axes | None) -> Axes:
-    """The curve of the photographs as they are, and the band of its resamples."""
+    """The curve of the photographs as they are, and the band of those resamples that have one.
+
+    There is no band where more than one resample in twenty has none, as in `evaluation.interval`.
+    """
     if ax is None:
         _, ax = plt.subplots(figsize=(4.2, 4.0))
     (line,) = ax.plot(x, curve(np.ones((1, weights.shape[1])))[0], label=label)
-    low, high = np.percentile(curve(weights), [2.5, 97.5], axis=0)
-    ax.fill_between(x, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+    draws = curve(weights)
+    present = draws[~np.isnan(draws).any(axis=1)]
+    if len(present) >= 0.95 * len(draws):
+        low, high = np.percentile(present, [2.5, 97.5], axis=0)
+        ax.fill_between(x, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
     ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel=xlabel, ylabel=ylabel, aspect="equal")
     if label is not None:
         ax.legend(loc="lower right" if ylabel == "sensitivity" else "lower left")

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from skinbook import chapter, ledger
 from skinbook.book import HOME, chapters
-from skinbook.config import EDITIONS, SCALES, SkinbookError, book_data
+from skinbook.config import EDITIONS, SCALES, SkinbookError, book_data, cores, threads_of
 from skinbook.files import reason, replaced
 from skinbook.progress import bar
 from skinbook.rounding import shown
@@ -308,7 +308,7 @@ def run(
     for notebook in _in_turn(names, edition, scale, home, tell):
         also = {}
         if _enough(jobs, "The number of jobs") > 1:
-            share = str(max(1, (os.cpu_count() or 1) // jobs))
+            share = str(threads_of(jobs))
             also = {"SKINBOOK_THREADS": share, "OMP_NUM_THREADS": share}
 
         def one(seed: int, notebook: Path = notebook, also: Mapping[str, str] = also) -> dict[str, Any]:
@@ -360,7 +360,6 @@ def spread(
     """
     recordable(home)
     _enough(seeds, "The number of seeds", ledger.LEAST_SEEDS)
-    cores = os.cpu_count() or 1
     for notebook in _in_turn(names, edition, scale, home, tell):
         done: list[dict[str, Any]] = []
         for place, (count, kind) in enumerate(_ways(threads, instructions)):
@@ -377,7 +376,7 @@ def spread(
                 return fragment(notebook, built(home) / "spread", known_by, resume, tell, also)
 
             # As many at a time as have their cores to themselves.
-            jobs = max(1, cores // _enough(count, "The number of threads"))
+            jobs = max(1, cores() // _enough(count, "The number of threads"))
             done += _side_by_side(one, range(seeds) if place == 0 else [0], jobs, tell)
         if (edition, scale) == ("lab", "quick") and (stored := _stored(notebook, done[0])):
             done.append(stored)

@@ -14,7 +14,7 @@ import tomllib
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,7 +26,7 @@ from skinbook import ledger
 from skinbook.batches import Batches
 from skinbook.bundle import Bundle, Seen
 from skinbook.calibration import temperature_of
-from skinbook.config import SkinbookError, book_data, settings
+from skinbook.config import SkinbookError, book_data, settings, threads_of
 from skinbook.data import pixels
 from skinbook.data.schema import Dataset
 from skinbook.evaluate_given import Report
@@ -130,7 +130,7 @@ class Lesions:
 
 @dataclass(frozen=True)
 class Trained:
-    """One model with one seed. scores : by part and view, float (n, classes), logits as for equally frequent classes."""
+    """One model with one seed. scores : by part and view, float (n, classes), its network's logits."""
 
     entrant: Entrant
     seed: int
@@ -273,11 +273,13 @@ class Order:
 
 def carry_out(order: Order) -> tuple[Path | None, str]:
     """Train as ordered; returns the file of the scores, or None and why there is none."""
+    from skinbook.chapter import repeatable_sums
     from skinbook.data import catalog
     from skinbook.memory import keep_freed_memory
 
     torch.set_num_threads(order.threads)
     keep_freed_memory()
+    repeatable_sums()
     about = settings()
     lesions = Lesions.of(catalog.load(order.edition, about))
 
@@ -322,17 +324,17 @@ def run(
         raise SkinbookError(f"{seeds} seeds and {jobs} jobs: expected at least one of each.")
     wanted, about = plan(file), settings()
     folder = folder or about.cache / "strongest" / edition
-    threads = max(1, about.threads // jobs)
+    lesions = Lesions.of(catalog.load(edition, about))
+    threads = threads_of(jobs)
     orders = [Order(e, seed, edition, folder, threads, device) for e in wanted.entrants for seed in range(seeds)]
     kept = []
     for found, why in carried_out(carry_out, orders, jobs):
         if found is None:
             tell(why)
         else:
-            kept.append(load(found))
+            kept.append(equally_frequent(load(found), lesions))
     if not kept:
         raise SkinbookError("Not one of the models could be trained here, so there is nothing to choose from.")
-    lesions = Lesions.of(catalog.load(edition, about))
     chosen = choose(kept, lesions, wanted)
     for name, of_seed in chosen.items():
         for seed, one in of_seed.items():
@@ -371,6 +373,18 @@ def load(file: Path) -> Trained:
     return kept_in(file, trained)
 
 
+def equally_frequent(trained: Trained, lesions: Lesions) -> Trained:
+    """A training with scores as for equally frequent classes, which is what choices and reports take.
+
+    The loss takes `strength` times the prior off a network's logits; the rest of the prior is still in them.
+    """
+    left = 1 - trained.entrant.strength
+    if left == 0:
+        return trained
+    prior = lesions.prior.double().numpy()
+    return replace(trained, scores={key: scores - left * prior for key, scores in trained.scores.items()})
+
+
 def keep(file: Path, about: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
     """Write scores, and where they come from, into one file."""
     with replaced(file) as partial, partial.open("wb") as held:
@@ -400,7 +414,8 @@ def kept_in(file: Path, made_of: Callable[[dict[str, Any], dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Chosen:
-    """One answer to the question which is strongest: its members' scores are averaged as probabilities."""
+    """One answer to the question which is strongest: its members' scores, those of `equally_frequent`, are averaged as
+    probabilities."""
 
     members: tuple[Trained, ...]
 
@@ -492,6 +507,9 @@ def _run(chosen: Chosen, lesions: Lesions) -> dict[str, Any]:
         "minutes": sum(member.about["minutes"] for member in chosen.members),
         "package": ", ".join(dict.fromkeys(member.about["package"] for member in chosen.members)),
         "weights": ", ".join(dict.fromkeys(member.about["weights"] for member in chosen.members)),
+        "precision": ", ".join(
+            dict.fromkeys(member.about.get("precision", member.entrant.precision) for member in chosen.members)
+        ),
     }
     return ledger_run(reports(chosen, lesions), chosen.members[0].entrant.name if single else " + ".join(names), about)
 
@@ -507,7 +525,7 @@ def ledger_run(found: Mapping[str, Interval], model: str, about: Mapping[str, An
         "facts": {
             "hardware": about["hardware"],
             "versions": about["versions"],
-            "notes": {"split": about["split"], "weights": about["weights"], "model": model},
+            "notes": {"model": model, **{key: about[key] for key in ("split", "weights", "precision")}},
         },
         **{key: about[key] for key in ("code", "package", "minutes")},
     }

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from skinbook import ledger
 from skinbook.augment import Augment
 from skinbook.batches import Batches
-from skinbook.config import SkinbookError
+from skinbook.config import SkinbookError, settings
 from skinbook.data import pixels
 from skinbook.evaluation import Evaluation, Interval, interval
 from skinbook.files import replaced
@@ -29,6 +29,7 @@ from skinbook.losses import dice_loss
 from skinbook.memory import keep_freed_memory
 from skinbook.segmentation import UNet, iou, predict_masks
 from skinbook.strongest import Lesions, ledger_run
+from skinbook.training import faster_precision
 
 NAME = "strongest_outline"
 LIMIT = 0.65  # an overlap below it counts as none: ISIC 2018, Task 1 (Codella et al. 2019, arXiv 1902.03368)
@@ -60,9 +61,15 @@ def train(
 ) -> Path:
     """Train once and keep the overlap of each test photograph; returns the file, which is not made again if it is there.
 
-    SkinbookError if the loss stops being a number; nothing is kept then.
+    SkinbookError if the loss stops being a number (nothing is kept then), or the precision is fp16.
     """
-    known_by = key_bits(json.dumps([asdict(recipe), seed, lesions.split.fingerprint], sort_keys=True))
+    precision = settings().precision or recipe.precision
+    if precision == "fp16":  # whose gradients would have to be scaled
+        raise SkinbookError(
+            "The outline is not trained in fp16: set SKINBOOK_PRECISION to fp32, bf16 or auto, or unset it."
+        )
+    fields = asdict(recipe) | {"precision": precision}
+    known_by = key_bits(json.dumps([fields, seed, lesions.split.fingerprint], sort_keys=True))
     kept = folder / f"outline-{seed}-{known_by:016x}.json"
     if kept.exists():
         return kept
@@ -80,6 +87,9 @@ def train(
 
     names = lesions.dataset.table["image_id"].tolist()
     learn = batches("train", shuffle=True, augment=CHANGES, seed=seed)
+    if precision == "auto":
+        first: Any = next(learn.epoch(0))
+        precision = faster_precision(network, replace(first, labels=first.masks), loss_of)
     optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.learning_rate)
     rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe.epochs * len(learn))
     for epoch in range(recipe.epochs):
@@ -87,9 +97,9 @@ def train(
         losses = []
         for number, batch in enumerate(learn.epoch(epoch)):
             wanted: Any = batch.masks
-            with torch.autocast(device, torch.bfloat16, enabled=recipe.precision == "bf16"):
-                logits = network(batch.inputs).float()
-            loss = binary_cross_entropy_with_logits(logits, wanted) + dice_loss(logits, wanted)
+            with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
+                logits = network(batch.inputs)
+            loss = loss_of(logits, wanted)
             if not torch.isfinite(loss):
                 where = f"seed {seed}, epoch {epoch + 1}, batch {number + 1}"
                 those = ", ".join(names[row] for row in batch.rows)
@@ -106,6 +116,7 @@ def train(
     overlap = iou(predict_masks(network, batches("test")) >= 0.5, masks[lesions.rows["test"]] > 0)
     found = {
         "recipe": asdict(recipe),
+        "precision": precision,
         "seed": seed,
         "split": lesions.split.fingerprint,
         "weights": network.weights,
@@ -118,6 +129,11 @@ def train(
     with replaced(kept) as partial:
         partial.write_text(json.dumps(found) + "\n", encoding="utf-8")
     return kept
+
+
+def loss_of(logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """What a training lowers, in fp32 whatever the precision."""
+    return binary_cross_entropy_with_logits(logits.float(), wanted) + dice_loss(logits.float(), wanted)
 
 
 def reports(overlap: np.ndarray, lesions: Lesions) -> dict[str, Interval]:
@@ -149,17 +165,20 @@ def run(
     tell: Callable[[str], None] = print,
 ) -> list[Path]:
     """Train every seed that is not trained yet; with `recorded`, write what the test lesions gave into the ledger."""
-    from skinbook.config import settings
+    from skinbook.chapter import repeatable_sums
     from skinbook.data import catalog
 
     about, recipe = settings(), recipe or Outliner()
     torch.set_num_threads(about.threads)
     keep_freed_memory()
+    repeatable_sums()
     lesions = Lesions.of(catalog.load(edition, about))
     folder = folder or about.cache / "strongest" / edition
     files = [train(recipe, seed, lesions, folder, about.cache, device, tell) for seed in range(seeds)]
     if recorded:
-        kept = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+        # Files of before hold no precision: then it was always the recipe's.
+        held = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+        kept = [{"precision": one["recipe"]["precision"]} | one for one in held]
         model = f"U-Net with {recipe.network}, {recipe.image} px, {recipe.epochs} epochs"
         runs = {one["seed"]: ledger_run(reports(np.array(one["test overlap"]), lesions), model, one) for one in kept}
         entry = ledger.entry(runs, datetime.now(UTC).strftime("%Y-%m-%d"))

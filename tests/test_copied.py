@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace as Namespace
@@ -15,6 +16,7 @@ from skinbook import chapter, copied, evaluate_given, ledger, pages, runs
 from skinbook.config import SkinbookError
 from skinbook.copied import KINDS, Photographs, System, Trained
 from skinbook.evaluation import Interval
+from skinbook.keyed import key_bits
 from skinbook.networks import parameters
 
 CHAPTERS = Path(__file__).resolve().parents[1] / "chapters"
@@ -185,6 +187,29 @@ def test_scores_that_are_damaged_are_named(photographs, tmp_path):
         copied.load(file)
 
 
+def test_trainings_of_another_precision_have_files_of_their_own(photographs, tmp_path, monkeypatch):
+    about = [copied._own(TINY), "seen", 0, photographs.split.fingerprint]  # as files were named before
+    for precision in ("", "fp32", "bf16"):
+        monkeypatch.setenv("SKINBOOK_PRECISION", precision)
+        file = copied.file_of(TINY, "seen", 0, photographs, tmp_path)
+        same = f"{key_bits(json.dumps(about, sort_keys=True)):016x}" in file.name
+        assert same == (precision != "bf16")
+
+
+def test_jobs_share_the_cores(photographs, tmp_path, monkeypatch):
+    monkeypatch.delenv("SKINBOOK_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(6)), raising=False)
+    monkeypatch.setattr(Photographs, "of", classmethod(lambda cls, dataset: photographs))
+    monkeypatch.setattr("skinbook.data.catalog.load", lambda *_: photographs.dataset)
+    threads = []
+    monkeypatch.setattr(copied, "carried_out", lambda work, orders, jobs: threads.append(orders[0].threads) or [])
+    for asked in ("", "4"):
+        monkeypatch.setenv("SKINBOOK_THREADS", asked)
+        with pytest.raises(SkinbookError, match="Not one of the systems"):
+            copied.run("ham10000", sizes=["scratch"], jobs=2, folder=tmp_path)
+    assert threads == [3, 4]
+
+
 def test_a_form_without_dx_type_holds_nothing_of_it(photographs):
     rows = photographs.rows["unseen", "train"]
     table = photographs.dataset.table
@@ -203,6 +228,7 @@ def made_up(photographs, system, kind, truth, seed=0):
     draw = np.random.default_rng(seed)
     number = len(photographs.classes(system))
     about = {"parameters": 5, "photographs": 7, "minutes": 1.5, "split": "s", "weights": "w", "package": "p"}
+    about["precision"] = "bf16" if kind == "seen" else "fp32"
     noise = draw.normal(size=(len(rows), number))
     return Trained(system, kind, seed, noise + truth * np.eye(number)[labels], about | ledger.surroundings())
 
@@ -338,6 +364,7 @@ def test_seeds_that_contradict_each_other_are_seen(photographs, tmp_path, monkey
     assert len({one["low"] for one in alike["seeds"].values()}) == 2
     assert torn["verdict"] == "undecided"
     assert [one["verdict"] for one in torn["seeds"].values()] == ["holds", "does not hold"]
+    assert ledger.read("results", "lab", "full", TINY.key)["provenance"]["precision"] == "bf16, fp32"
     with pytest.raises(SkinbookError, match=r"trained with different weights: other, w\."):
         recorded([0], weights="other")
 

@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import typing
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,7 +24,19 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from skinbook import keyed, pages, training
+from skinbook import (
+    bench,
+    bench_parts,
+    chapter,
+    cli,
+    cli_models,
+    copied,
+    keyed,
+    pages,
+    strongest,
+    strongest_masks,
+    training,
+)
 from skinbook.augment import Augment
 from skinbook.batches import Batches, own_device
 from skinbook.config import SkinbookError, book_data
@@ -353,6 +366,62 @@ def test_two_machines_train_as_one_with_the_command_of_the_page(tmp_path):
     alone = trained(a_network(), epochs=1)
     assert first == second
     assert max(apart(first["run"], alone, column) for column in LOSSES) < SAME
+
+
+TRAINS = {
+    "a chapter": lambda folder: chapter.setup("03_cnn_lstm"),
+    "train": lambda folder: cli_models.train(folder, edition="lab"),
+    "strongest": lambda folder: strongest.carry_out(strongest.Order(None, 0, "lab", folder, 1, "cpu")),
+    "outline": lambda folder: strongest_masks.run("lab", folder=folder),
+    "copied": lambda folder: copied.carry_out(copied.Order(None, "seen", 0, "lab", folder, 1, "cpu")),
+}
+SUMS: list[tuple[typing.Any, str, bool]] = [
+    (torch.backends.cudnn, "deterministic", True),
+    (torch.backends.cudnn, "benchmark", False),
+]
+SUMS += [(kind, "allow_tf32", False) for kind in (torch.backends.cudnn, torch.backends.cuda.matmul)]
+
+
+@pytest.fixture
+def careless():
+    """A GPU would sum as it pleases; afterwards, all is as before."""
+    before = [getattr(kind, name) for kind, name, _ in SUMS]
+    for kind, name, wanted in SUMS:
+        setattr(kind, name, not wanted)
+    yield
+    for (kind, name, _), value in zip(SUMS, before, strict=True):
+        setattr(kind, name, value)
+
+
+@pytest.mark.usefixtures("careless")
+@pytest.mark.parametrize("way", TRAINS)
+def test_whatever_trains_asks_a_gpu_to_sum_alike_in_every_run(way, tmp_path, monkeypatch):
+    def stop(*_):
+        raise StoppedError
+
+    for later in ("skinbook.data.catalog.load", "skinbook.chapter.Chapter"):
+        monkeypatch.setattr(later, stop)
+    with pytest.raises(StoppedError):
+        TRAINS[way](tmp_path)
+    assert [getattr(kind, name) for kind, name, _ in SUMS] == [wanted for *_, wanted in SUMS]
+
+
+def test_a_bench_trains_in_its_case_s_precision(monkeypatch):
+    given = {}
+
+    def run(command, env, **rest):
+        given.update(env)
+        return subprocess.CompletedProcess(command, 0, "{}", "")
+
+    monkeypatch.setattr(bench.subprocess, "run", run)
+    monkeypatch.setenv("SKINBOOK_PRECISION", "bf16")
+    bench._apart(bench.Case("lab", 32, "test_resnet"), ("limit",), 1, {"GOMP_SPINCOUNT": "0"}, count=8)
+    assert (given["SKINBOOK_PRECISION"], given["GOMP_SPINCOUNT"]) == ("fp32", "0")
+
+
+def test_the_bench_names_all_its_parts():
+    about = typing.get_type_hints(cli.bench_command, include_extras=True)["parts"].__metadata__[0].help
+    assert set(about.split(";")[0].split(", ")) == {"training", *bench_parts.PARTS}
 
 
 CASE = {"network": "resnet18", "side": 64, "precision": "fp32", "rate": {"skinbook": 80.0}}

@@ -109,6 +109,23 @@ def test_the_precision_recall_curve_goes_through_the_counts(tied):
     assert found[np.isclose(recalls, 0.5)][0] == pytest.approx(positive[scores >= half].mean())
 
 
+@pytest.mark.parametrize("curve", [plots.roc_curve, plots.precision_recall_curve])
+def test_resamples_without_a_positive_have_no_curve(curve):
+    positive, scores = np.arange(20) < 4, np.linspace(1, 0, 20)
+    weights = np.ones((100, 20))
+    weights[:4, positive] = 0
+    ax = curve(positive, scores, weights)
+    band = ax.collections[0].get_paths()[0].vertices
+    assert band[:, 1].min() == pytest.approx(
+        min(ax.lines[0].get_ydata())
+    )  # as those that have one, which are all alike
+    weights[:6, positive] = 0
+    assert len(curve(positive, scores, weights).collections) == 0
+    weights = np.ones((100, 20))
+    weights[:6, ~positive] = 0  # no false alarm is possible, and all that is found is right
+    assert len(curve(positive, scores, weights).collections) == (curve is plots.precision_recall_curve)
+
+
 def test_curves_can_share_axes():
     positive, scores, weights = judged()
     ax = plots.roc_curve(positive, scores, weights, "one")

@@ -15,7 +15,7 @@ import torch
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from skinbook import chapter, ledger, runs
-from skinbook.config import SkinbookError
+from skinbook.config import SkinbookError, cores, threads_of
 
 MEASURE = """from types import SimpleNamespace as S
 import os
@@ -318,6 +318,30 @@ def test_only_the_cells_of_the_ledger_are_refreshed(home):
     path.write_text(path.read_text(encoding="utf-8").replace("\n ", "\n  "), encoding="utf-8")
     with pytest.raises(SkinbookError, match="not in the form that `make pair` writes"):
         runs.refresh_ledger(["08"], home)
+
+
+def test_seeds_side_by_side_share_the_cores_that_the_process_may_use(home, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(6)), raising=False)
+    given = []
+
+    def fragment(notebook, folder, environment, resume, tell, also):
+        given.append(also)
+        found = {"code": "c", "package": "p", "minutes": 0.0, "reports": {}, "claims": {}}
+        return found | {"facts": {"hardware": {}, "versions": {}}}
+
+    monkeypatch.setattr(runs, "fragment", fragment)
+    runs.run(["07"], home=home, tell=str, jobs=2)
+    runs.run(["07"], home=home, tell=str)
+    monkeypatch.setenv("SKINBOOK_THREADS", "4")
+    runs.run(["07"], home=home, tell=str, jobs=2)
+    both = ("SKINBOOK_THREADS", "OMP_NUM_THREADS")
+    assert given == [dict.fromkeys(both, "3"), {}, dict.fromkeys(both, "4")]
+    assert (threads_of(1), threads_of(2)) == (4, 4)
+    monkeypatch.delenv("SKINBOOK_THREADS")
+    assert (threads_of(1), threads_of(2), threads_of(9)) == (2, 3, 1)
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert cores() == 64
 
 
 @pytest.mark.slow

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+import os
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from skinbook.config import SkinbookError
 from skinbook.data import catalog, lab
 from skinbook.diagnoses import CLASSES as CLASSES_OF
 from skinbook.evaluation import softmax
+from skinbook.keyed import key_bits
 from skinbook.strongest import ENSEMBLE, OWN, SINGLE, Chosen, Entrant, Lesions, Plan, Trained
 
 CLASSES = ("nv", "mel", "bcc", "vasc")
@@ -55,6 +57,7 @@ def made_up(
         "minutes": 1.5,
         "package": "p",
         "code": "c",
+        "precision": "bf16" if name == "other" else "fp32",
         **ledger.surroundings(),
     }
     return Trained(replace(TINY, name=name), seed, scores, about, Path("none"))
@@ -175,6 +178,54 @@ def test_the_test_is_judged_with_what_validation_gave(lesions):
     assert found["recall of mel"].value == pytest.approx(recalls[lesions.dataset.classes.index("mel")])
 
 
+def test_what_is_left_of_the_prior_in_the_scores_is_taken_off(lesions):
+    lesions = mostly_nevi(lesions)
+    whole = made_up(lesions, "one", 1, 1)
+    assert strongest.equally_frequent(whole, lesions) is whole
+    half = half_adjusted(whole, lesions)
+    found = strongest.reports(Chosen((strongest.equally_frequent(half, lesions),)), lesions)
+    for name, wanted in strongest.reports(Chosen((whole,)), lesions).items():
+        assert vars(found[name]) == pytest.approx(vars(wanted), nan_ok=True)
+    untouched = strongest.reports(Chosen((half,)), lesions)
+    assert untouched["balanced accuracy"].value != found["balanced accuracy"].value
+
+
+def mostly_nevi(lesions: Lesions) -> Lesions:
+    train = lesions.rows["train"]
+    rare = [np.flatnonzero(lesions.labels[train] == k)[:2] for k in range(1, len(CLASSES))]
+    few = np.concatenate([np.flatnonzero(lesions.labels[train] == 0), *rare])
+    return replace(lesions, rows={**lesions.rows, "train": train[few]})
+
+
+def half_adjusted(one: Trained, lesions: Lesions) -> Trained:
+    """The same answer from a network whose loss took off half of the prior."""
+    scores = {key: found + lesions.prior.double().numpy() / 2 for key, found in one.scores.items()}
+    return replace(one, entrant=replace(one.entrant, strength=0.5), scores=scores)
+
+
+def test_jobs_share_the_cores_and_choices_see_equal_classes(lesions, tmp_path, monkeypatch):
+    monkeypatch.delenv("SKINBOOK_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(6)), raising=False)
+    lesions = mostly_nevi(lesions)
+    monkeypatch.setattr(strongest.Lesions, "of", classmethod(lambda cls, dataset: lesions))
+    monkeypatch.setattr("skinbook.data.catalog.load", lambda *_: lesions.dataset)
+    whole, threads, choices = made_up(lesions, "one", 1, 1), [], []
+
+    def carried_out(work, orders, jobs):
+        threads.append({order.threads for order in orders})
+        return [(tmp_path, "")]
+
+    monkeypatch.setattr(strongest, "carried_out", carried_out)
+    monkeypatch.setattr(strongest, "load", lambda file: half_adjusted(whole, lesions))
+    monkeypatch.setattr(strongest, "choose", lambda kept, *_: choices.append(kept[0].scores) or {})
+    strongest.run("lab", jobs=2, folder=tmp_path)
+    monkeypatch.setenv("SKINBOOK_THREADS", "4")
+    strongest.run("lab", jobs=2, folder=tmp_path)
+    assert threads == [{3}, {4}]
+    for key, scores in whole.scores.items():
+        np.testing.assert_allclose(choices[0][key], scores)
+
+
 def test_choices_go_into_the_ledger(lesions, tmp_path, monkeypatch):
     monkeypatch.setattr(ledger, "book_data", lambda *parts: tmp_path.joinpath(*parts))
     monkeypatch.setenv("SKINBOOK_CACHE", str(tmp_path / "cache"))
@@ -187,6 +238,8 @@ def test_choices_go_into_the_ledger(lesions, tmp_path, monkeypatch):
     assert len(single["reports"]["balanced accuracy"]["seeds"]) == 3
     assert "(seed " in together["provenance"]["model"]
     assert single["provenance"]["split"] == lesions.split.fingerprint
+    wanted = {SINGLE: {"fp32", "bf16"}, ENSEMBLE: {"fp32, bf16", "bf16, fp32", "fp32", "bf16"}}
+    assert all(told[name]["provenance"]["precision"] in among for name, among in wanted.items())
 
 
 def test_a_bundle_of_it_says_the_same(lesions, kept, cache, tmp_path):
@@ -212,6 +265,28 @@ def test_the_book_s_list_of_models_can_be_read(tmp_path):
     wrong.write_text('[models."x"]\nnetwork = "resnet18"\nepoch = 3\n', encoding="utf-8")
     with pytest.raises(SkinbookError, match=r"models\.toml is not a list of models.*Restore"):
         strongest.plan(wrong)
+
+
+def test_an_outline_s_name_follows_its_precision(lesions, tmp_path, monkeypatch):
+    monkeypatch.delenv("SKINBOOK_PRECISION", raising=False)
+    recipe = strongest_masks.Outliner()
+    known_by = key_bits(json.dumps([asdict(recipe), 0, lesions.split.fingerprint], sort_keys=True))
+    kept = tmp_path / f"outline-0-{known_by:016x}.json"
+    kept.touch()
+
+    def decoded(*_):
+        raise InterruptedError("it would be trained")
+
+    monkeypatch.setattr(strongest_masks.pixels, "build", decoded)
+    for precision in ("", "bf16"):
+        monkeypatch.setenv("SKINBOOK_PRECISION", precision)
+        assert strongest_masks.train(recipe, 0, lesions, tmp_path, tmp_path) == kept
+    monkeypatch.setenv("SKINBOOK_PRECISION", "fp32")
+    with pytest.raises(InterruptedError):
+        strongest_masks.train(recipe, 0, lesions, tmp_path, tmp_path)
+    monkeypatch.setenv("SKINBOOK_PRECISION", "fp16")
+    with pytest.raises(SkinbookError, match="not trained in fp16: set SKINBOOK_PRECISION to fp32, bf16 or auto"):
+        strongest_masks.train(recipe, 0, lesions, tmp_path, tmp_path)
 
 
 @pytest.mark.slow
@@ -242,3 +317,8 @@ def test_an_outline_is_learned_kept_and_judged(tmp_path, monkeypatch):
     with pytest.raises(SkinbookError, match=r"The loss is (nan|inf) in seed 0, epoch 1, batch [2-9] \(LAB_"):
         strongest_masks.run("ham10000", 1, recipe=broken, folder=tmp_path / "broken")
     assert not list((tmp_path / "broken").iterdir())
+    assert told["provenance"]["precision"] == "bf16"
+    for asked, taken in {"fp32": ("fp32",), "auto": ("fp32", "bf16")}.items():
+        monkeypatch.setenv("SKINBOOK_PRECISION", asked)
+        (file,) = strongest_masks.run("ham10000", 1, recipe=replace(recipe, epochs=1), folder=tmp_path / "kept")
+        assert json.loads(file.read_text(encoding="utf-8"))["precision"] in taken
