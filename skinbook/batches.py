@@ -40,7 +40,7 @@ class Batches:
     pixels : uint8 (n, height, width, 3) photographs, or float32 (n, …) cached features.
     labels : int (n,) for every row of `pixels`. rows : the rows to go through.
     size : side of the square that the network sees; the array's own height where None.
-    augment : None leaves the photographs as they are. shuffle : a new order every epoch.
+    augment : None leaves the photographs as they are; features have to be left so. shuffle : a new order every epoch.
     mean, std : the network's normalisation of RGB in [0, 1]. masks : uint8 (n, height, width) of 0 and 1.
     beside : float32 (n, …), a second input for every row of `pixels`, such as metadata: `Batch.inputs` is then a pair.
     device : "cpu", "mps" or "cuda", which is this process's own GPU where several processes share a machine.
@@ -73,6 +73,11 @@ class Batches:
             raise SkinbookError(f"{len(self.pixels)} photographs need as many labels; got {len(self.labels)}.")
         if self.beside is not None and len(self.beside) != len(self.pixels):
             raise SkinbookError(f"{len(self.pixels)} photographs need as many second inputs; got {len(self.beside)}.")
+        if self.pixels.dtype != np.uint8 and (self.augment is not None or self.masks is not None):
+            raise SkinbookError(
+                f"Features ({self.pixels.dtype}) can be neither augmented nor masked: leave augment and masks out, or "
+                "give the photographs themselves (uint8)."
+            )
         if self.names is not None and len(self.names) != len(self.pixels):
             raise SkinbookError(f"{len(self.pixels)} photographs need as many names; got {len(self.names)}.")
         # A row that comes several times (an oversampled copy) is augmented anew each time.

@@ -118,8 +118,13 @@ class Bundle(Model):
     def refused(self) -> float | None:
         return None if self.novelty is None else self.novelty.refused
 
-    def outputs(self, pixels: np.ndarray, batch_size: int = 64, device: str = "cpu") -> tuple[np.ndarray, np.ndarray]:
+    def outputs(
+        self, pixels: np.ndarray, batch_size: int = 64, device: str = "cpu", rows: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Logits, float32 (n, classes), and features, float32 (n, d), of square photographs, uint8 (n, side, side, 3).
+
+        rows : which of the photographs, int (n,); all where None. They are read a batch at a time, so that those of a
+        store on the disk need not fit into memory.
 
         Raises
         ------
@@ -128,31 +133,40 @@ class Bundle(Model):
             not for a batch, there are fewer in it).
         """
         must_be_photographs(pixels)
-        if not len(pixels):
+        if not len(pixels if rows is None else rows):
             raise SkinbookError("There are no photographs to look at.")
-        return in_batches_that_fit(lambda size: self._outputs(pixels, size, device), batch_size, device)
+        return in_batches_that_fit(lambda size: self._outputs(pixels, size, device, rows), batch_size, device)
 
-    def _outputs(self, pixels: np.ndarray, batch_size: int, device: str) -> tuple[np.ndarray, np.ndarray]:
+    def _outputs(
+        self, pixels: np.ndarray, batch_size: int, device: str, rows: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
         backbone = self.network.backbone
         mean, std = (torch.tensor(values, device=device) for values in (backbone.mean, backbone.std))
         self.network.eval().to(device).to(memory_format=torch.channels_last)  # half the time on a CPU
         logits: list[np.ndarray] = []
         features: list[np.ndarray] = []
         with torch.inference_mode():
-            for start in range(0, len(pixels), batch_size):
-                some = torch.from_numpy(np.ascontiguousarray(pixels[start : start + batch_size])).to(device)
+            for start in range(0, len(pixels if rows is None else rows), batch_size):
+                part = slice(start, start + batch_size)
+                taken = pixels[part if rows is None else rows[part]]
+                some = torch.from_numpy(np.ascontiguousarray(taken)).to(device)
                 inputs, _ = augmented(some, None, None, self.image, mean, std)
                 inputs = inputs.contiguous(memory_format=torch.channels_last)
                 for kept, values in zip((logits, features), logits_and_features(self.network, inputs), strict=True):
                     kept.append(values.float().cpu().numpy())
         return np.concatenate(logits), np.concatenate(features)
 
-    def answers(self, pixels: np.ndarray, batch_size: int = 64, device: str = "cpu") -> Answers:
-        """Calibrated probabilities, and distances from the training photographs, of uint8 (n, side, side, 3)."""
+    def answers(
+        self, pixels: np.ndarray, batch_size: int = 64, device: str = "cpu", rows: np.ndarray | None = None
+    ) -> Answers:
+        """Calibrated probabilities, and distances from the training photographs, of uint8 (n, side, side, 3).
+
+        rows : which of the photographs, as for `outputs`.
+        """
         must_be_photographs(pixels)
-        if not len(pixels):
+        if not len(pixels if rows is None else rows):
             return Answers(np.zeros((0, len(self.classes))), None if self.novelty is None else np.zeros(0))
-        logits, features = self.outputs(pixels, batch_size, device)
+        logits, features = self.outputs(pixels, batch_size, device, rows)
         distances = None if self.novelty is None else self.novelty.distances(features)
         return Answers(softmax(logits / self.temperature), distances)
 
@@ -166,10 +180,12 @@ class Bundle(Model):
         Raises
         ------
         SkinbookError
-            If the folder cannot be written or the disk is full; a bundle that was there is as it was.
+            If the folder cannot be written, the disk is full, or something was set that no bundle can have; a bundle
+            that was there is as it was.
         """
         from safetensors.torch import save
 
+        self.check()  # or nobody could open what is written
         folder = Path(folder)
         backbone = self.network.backbone
         tensors = {f"network/{key}": value for key, value in self.network.state_dict().items()}

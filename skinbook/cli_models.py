@@ -54,6 +54,7 @@ def train(
     settings = config.settings()
     torch.set_num_threads(settings.threads)  # as in the chapters, so that results repeat
     keep_freed_memory()
+    chapter.repeatable_sums()
     recipe = train_bundle.Recipe(
         network,
         weights or ("lab" if network == "test_resnet" else "pretrained"),
@@ -166,7 +167,7 @@ def app(
     from skinbook import predict_files
     from skinbook.app import DRAWN, Server
 
-    ours = str(bundle) == predict_files.LAB and not bundle.is_dir()
+    ours = str(bundle) == predict_files.LAB and predict_files.is_ours(bundle)
     model = predict_files.open_model(bundle)
     with _ended_by("SIGTERM", "SIGHUP") as serving, Server(model, host, port, DRAWN if ours else "") as server:
         typer.echo(f"Open {server.address} in a browser on this machine. Ctrl+C ends it.")

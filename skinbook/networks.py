@@ -226,7 +226,7 @@ def _load(name: str, weights: str) -> tuple[nn.Module, str, tuple[float, ...], t
 @functools.cache  # once for each network
 def _tell_of_scratch(name: str) -> None:
     """Say on stderr that pretrained weights are not at hand, and what to do. (A Python warning would name a path.)"""
-    online = "" if name in WITHOUT_HUB else ", or go online and set HF_HUB_OFFLINE=0"
+    online = ", or go online and set HF_HUB_OFFLINE=0" if _on_hub(name) else ""
     print(
         f"No pretrained weights of {name} are at hand, so it learns from scratch: set SKINBOOK_WEIGHTS to a folder that "
         f"holds {name}.safetensors{online}, and run this again.",
@@ -277,7 +277,31 @@ def local_weights(name: str) -> Path | None:
             f"SKINBOOK_WEIGHTS is {place}, which does not exist. Set it to a folder of .safetensors files."
         )
     files = [place] if place.is_file() else sorted(place.glob("*.safetensors"))
-    return next((f for f in files if f.name.startswith((f"{name}.", f"{name}_"))), None)
+    files = [f for f in files if f.name.startswith((f"{name}.", f"{name}_"))]
+    files = [f for f in files if _arch(f) == name or not _is_of_another(f, name)]
+    # One that says it is another network's comes last: `_from_file` refuses it where there is no better one.
+    return min(files, key=lambda f: _arch(f) not in (None, name), default=None)
+
+
+def _is_of_another(file: Path, name: str) -> bool:
+    """Whether the file's name begins with a longer name that timm knows: resnet50_gn.safetensors is no resnet50."""
+    import timm
+
+    words = file.name.split(".")[0].split("_")
+    longer = ("_".join(words[:count]) for count in range(len(words), name.count("_") + 1, -1))
+    return any(timm.is_model(one) for one in longer)
+
+
+def _arch(file: Path) -> str | None:
+    """The network that a weights file says it is of; None where it says nothing, or cannot be read."""
+    from safetensors import safe_open
+
+    try:
+        with safe_open(file, "pt") as held:
+            told = (held.metadata() or {}).get("arch")
+    except Exception:  # `_from_file` says what is wrong with it
+        return None
+    return told and told.split(".")[-1]
 
 
 def _create(name: str, pretrained: bool) -> Any:
@@ -293,6 +317,14 @@ def _create(name: str, pretrained: bool) -> Any:
         return timm.create_model(name, pretrained=pretrained, num_classes=0, global_pool="")
     except AssertionError as error:  # a few cannot be made without their classifier
         raise _without_map(name, str(error)) from None
+    except Exception as error:  # a hub and its client can raise nearly anything
+        if not pretrained:
+            raise
+        reason = str(error).split("\n")[0].removesuffix(".")
+        raise SkinbookError(
+            f"timm's hub gave no weights of {name} ({reason}). Try again, set SKINBOOK_WEIGHTS to a folder that holds "
+            f"{name}.safetensors, or set HF_HUB_OFFLINE=1 to learn from scratch."
+        ) from error
 
 
 def _without_map(name: str, why: str) -> SkinbookError:
@@ -302,13 +334,26 @@ def _without_map(name: str, why: str) -> SkinbookError:
     )
 
 
+def _on_hub(name: str) -> bool:
+    """Whether timm's hub has weights of a network: of a few (seresnet18) it knows the layers only."""
+    if name in WITHOUT_HUB:
+        return False
+    import timm
+
+    try:
+        known = timm.models.get_pretrained_cfg(name, allow_unregistered=False)
+    except RuntimeError:  # nobody knows the network: `_create` says so
+        return False
+    return known is not None and bool(known.has_weights)
+
+
 def _hub_reachable(name: str) -> bool:
     """Whether to ask timm's hub: not when told to stay offline, not for a network it lacks, not when one short try fails.
 
     The hub's own client keeps trying for about half a minute; a reader without a network should not wait that long.
     """
     offline = os.environ.get("HF_HUB_OFFLINE", "").strip().lower() in ("1", "true", "yes", "on")
-    if offline or name in WITHOUT_HUB:
+    if offline or not _on_hub(name):
         return False
     import socket
 

@@ -32,14 +32,23 @@ AHEAD = 4 * BATCH  # photographs that may be decoded before they are asked for: 
 BATCH_PIXELS = BATCH * 256 * 256  # of larger photographs there are fewer in a batch, and ahead
 LAB, REAL = "lab", "ham10000"
 OURS = {LAB: "lab_bundle", REAL: "ham10000_bundle"}  # the models that come with the book
+CARDS = ("bundle.json", "onnx.json")  # of a bundle, and of its ONNX export
 STYLES = ("text", "json", "csv")
+
+
+def is_ours(folder: Path | str) -> bool:
+    """Whether the name is that of a model of the book, and no folder here holds a bundle under that name.
+
+    A folder `ham10000` may as well be the data set.
+    """
+    return str(folder) in OURS and not any(os.path.isfile(os.path.join(folder, card)) for card in CARDS)
 
 
 def open_model(folder: Path | str) -> Model:
     """The bundle in a folder, or the ONNX model exported from one.
 
     Two words stand for small models that come with the book: "ham10000" for one that has learned from HAM10000, "lab" for
-    one that has learned from generated lesions only.
+    one that has learned from generated lesions only. (A folder of that name goes before it where it holds a bundle.)
 
     Raises
     ------
@@ -47,7 +56,7 @@ def open_model(folder: Path | str) -> Model:
         If the folder holds neither, or one that is damaged.
     """
     folder = Path(folder)
-    if str(folder) in OURS and not os.path.isdir(folder):
+    if is_ours(folder):
         folder = book_data(OURS[str(folder)])
     if os.path.isfile(folder / "onnx.json") and not os.path.isfile(folder / "bundle.json"):
         from skinbook.onnx_model import OnnxModel

@@ -43,6 +43,9 @@ ON = {
     "bcn20000": "BCN20000",
     "dermamnist": "DermaMNIST",
 }
+# Between these the temperature is chosen. Where the true labels score lower than others the best one grows without end,
+# and where all of validation is right it shrinks without end: neither says how sure a model may be.
+TEMPERATURES = (0.05, 20.0)
 LICENCES = dict.fromkeys(
     ("ham10000", "bcn20000", "dermamnist"), " The licence of the photographs, CC BY-NC 4.0, holds for it."
 )
@@ -147,7 +150,7 @@ def train(
         + LICENCES.get(dataset.edition, "")
     )
     bundle = Bundle(network, classes, recipe.image, split=split.fingerprint, about=about)
-    choose_operating_point(bundle, images, labels, rows, recipe, device)
+    choose_operating_point(bundle, images, labels, rows, recipe, device, tell)
     tell(
         f"from validation: epoch {trained.best_epoch}, temperature {bundle.temperature:.2f}, "
         f"threshold {bundle.threshold:.3f} (sensitivity {recipe.sensitivity:.0%}), "
@@ -182,22 +185,38 @@ def rows_of(dataset: Dataset, split: Split) -> dict[str, np.ndarray]:
 
 
 def choose_operating_point(
-    bundle: Bundle, images: np.ndarray, labels: np.ndarray, rows: dict[str, np.ndarray], recipe: Recipe, device: str
+    bundle: Bundle,
+    images: np.ndarray,
+    labels: np.ndarray,
+    rows: dict[str, np.ndarray],
+    recipe: Recipe,
+    device: str,
+    log: Callable[[str], None] | None = None,
 ) -> None:
-    """Temperature, threshold and limit, from validation photographs only."""
+    """Temperature, threshold and limit, from validation photographs only.
+
+    The temperature stays within `TEMPERATURES`; `log` is handed a line where the best one lies beyond.
+    """
     validation = rows["validation"]
-    logits, features = bundle.outputs(images[validation], 128, device)
-    bundle.temperature = temperature_of(logits, labels[validation])
+    logits, features = bundle.outputs(images, 128, device, validation)
+    best = temperature_of(logits, labels[validation])
+    # The search may also end at what is no number; then the network's own probabilities stay.
+    bundle.temperature = 1.0 if np.isnan(best) else float(np.clip(best, *TEMPERATURES))
+    if log is not None and bundle.temperature != best:
+        log(
+            f"validation gives no usable temperature ({best:.3g}), so it is {bundle.temperature:g}, and the probabilities "
+            "are not calibrated: look at the labels, train for longer, or give more lesions"
+        )
     ill = bundle.malignant[labels[validation]]
     scores = softmax(logits / bundle.temperature)[:, bundle.malignant].sum(axis=1)
     bundle.threshold = float(threshold_for(recipe.sensitivity, ill, scores))
-    _, usual = bundle.outputs(images[rows["train"]], 128, device)
+    _, usual = bundle.outputs(images, 128, device, rows["train"])
     bundle.novelty = Novelty.fit(usual, features, recipe.refused)
 
 
 def judged(bundle: Bundle, images: np.ndarray, table: pd.DataFrame, test: np.ndarray, device: str) -> Report:
     """The test lesions, opened once."""
-    found = bundle.answers(images[test], 128, device)
+    found = bundle.answers(images, 128, device, test)
     dx, lesions = (table[name].to_numpy(dtype=object)[test] for name in ("dx", "lesion_id"))
     report = judge(bundle, dx, lesions, found.probabilities)
     unlike = bundle.unlike(found.distances)

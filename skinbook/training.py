@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -99,9 +99,12 @@ def fit(
     loss : of (logits, labels); cross-entropy where None.
     monitor : "loss", "accuracy" or "balanced accuracy" on validation, by which an epoch is the best.
     patience : stop after so many epochs without a better one.
-    average : decay of an exponential moving average of the weights, used on validation and kept at the end.
+    average : decay of an exponential moving average of the weights, from 0 to below 1, used on validation and kept at
+        the end.
     precision : "fp32", "bf16", "fp16" or "auto" (the faster of fp32 and bf16, by trying). `SKINBOOK_PRECISION` goes over
-        it; fp32 where neither says anything.
+        it; fp32 where neither says anything, and in place of fp16 on a CPU, which has none.
+    seed : of what torch draws, such as dropout. The order and the augmentation of the photographs are those of `seed` of
+        the batches.
     checkpoint : a file that is written after every epoch and resumed from where it exists.
     log : is handed one line an epoch; None for silence.
     origin : what the network began as, such as the name of its weights: a checkpoint of another origin is refused.
@@ -114,12 +117,17 @@ def fit(
     SkinbookError
         If the loss, a weight, a running mean or a score on validation is not a finite number (naming epoch, batch and
         images; the checkpoint stays that of the last sound epoch), memory is short (naming a batch size to try), an option
-        is unknown, the checkpoint belongs to another run or cannot be written, or a batch is too small for so many
-        processes.
+        is unknown or out of range, the checkpoint belongs to another run or cannot be written, or a batch is too small for
+        so many processes.
     """
     from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
 
+    if epochs < 1 or not 0 <= warmup < 1 or not 0 <= (average or 0) < 1:
+        raise SkinbookError(
+            f"fit() got epochs={epochs}, warmup={warmup} and average={average}; expected at least 1 epoch, a warm-up "
+            "from 0 to below 1 (0.1 is a tenth of the steps), and an average of None or from 0 to below 1, such as 0.99."
+        )
     precision = settings().precision or precision or "fp32"
     if (
         schedule not in ("constant", "cosine", "plateau")
@@ -130,6 +138,9 @@ def fit(
             f"fit() does not know schedule={schedule!r}, monitor={monitor!r} or precision={precision!r}."
         )
     _join_processes(train.device)
+    without_half = precision == "fp16" and train.device == "cpu"
+    if without_half:  # accelerate would switch it off in silence
+        precision = "fp32"
     loss = loss or nn.CrossEntropyLoss()
     network.to(train.device).to(memory_format=torch.channels_last)  # faster convolutions
     if precision == "auto":
@@ -141,6 +152,8 @@ def fit(
         # A network may have parameters that it does not use; processes would wait for their gradients.
         kwargs_handlers=[DistributedDataParallelKwargs(static_graph=True)],
     )
+    if without_half and accelerator.is_main_process and log is not None:
+        log("fp16 does not run on a CPU, so this trains in fp32; bf16 does.")
     share = (accelerator.process_index, accelerator.num_processes)
     optim = _optimizer(network, optimizer, learning_rate, weight_decay)
     run = _Run(network, optim, learning_rate, monitor, average, precision)
@@ -328,7 +341,7 @@ def cosine(progress: float, warmup: float) -> float:
 def predict(network: nn.Module, batches: Batches, flips: bool = False, share: tuple[int, int] = (0, 1)) -> np.ndarray:
     """Logits, float32 (rows, classes), in the order of `batches.rows`.
 
-    flips : the mean over a photograph and its three mirror images (test-time augmentation).
+    flips : the mean over a photograph and its three mirror images (test-time augmentation); a second input stays.
     share : (which, of how many) processes. Each predicts every so-manyth batch; all must call it, and get everything.
 
     Raises
@@ -342,7 +355,7 @@ def predict(network: nn.Module, batches: Batches, flips: bool = False, share: tu
     collected = []
     with torch.inference_mode():
         for batch in batches.epoch(share=share, whole=True):
-            logits = [network(batch.inputs.flip(view) if view else batch.inputs) for view in views]
+            logits = [network(_mirrored(batch.inputs, view)) for view in views]
             collected.append(torch.stack(logits).mean(0).float().cpu())
     if share[1] > 1:
         from accelerate.utils import gather_object
@@ -350,6 +363,13 @@ def predict(network: nn.Module, batches: Batches, flips: bool = False, share: tu
         numbered = gather_object(list(zip(range(share[0], len(batches), share[1]), collected, strict=True)))
         collected = [logits for _, logits in sorted(numbered, key=lambda pair: pair[0])]
     return torch.cat(collected).numpy()
+
+
+def _mirrored(inputs: Any, dimensions: list[int]) -> Any:
+    """The inputs of a batch with their photographs mirrored; of a pair the second is no photograph."""
+    if isinstance(inputs, tuple):
+        return _mirrored(inputs[0], dimensions), *inputs[1:]
+    return inputs.flip(dimensions) if dimensions else inputs
 
 
 def _score(network: nn.Module, validation: Batches, loss: Callable, accelerator, epoch: int) -> dict[str, float]:

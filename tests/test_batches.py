@@ -42,6 +42,12 @@ def test_features_pass_through_as_they_are():
     assert torch.equal(batch.inputs, torch.from_numpy(features))
 
 
+@pytest.mark.parametrize("options", [{"augment": Augment(flip=True)}, {"masks": np.zeros((10, 4), np.uint8)}])
+def test_features_are_neither_augmented_nor_masked_in_silence(options):
+    with pytest.raises(SkinbookError, match=r"Features \(float32\) can be neither augmented nor masked"):
+        Batches(np.zeros((10, 4), np.float32), np.zeros(10), np.arange(10), **options)
+
+
 def test_a_memory_mapped_store_serves(tmp_path):
     pixels = np.lib.format.open_memmap(tmp_path / "store.npy", "w+", np.uint8, (6, 8, 8, 3))
     pixels[:] = 255

@@ -65,6 +65,39 @@ def test_short_memory_makes_smaller_batches_and_no_other_answers(monkeypatch):
         one.answers(PHOTOGRAPHS)
 
 
+class Store(np.ndarray):
+    """Photographs that note how many are read at once."""
+
+    read: list[int]
+
+    def __getitem__(self, key):
+        found = np.asarray(self)[key]
+        self.read.append(len(found))
+        return found
+
+
+def test_rows_are_read_a_batch_at_a_time_and_give_what_a_copy_gives():
+    one, rows, store = bundle(), np.array([4, 0, 3]), PHOTOGRAPHS.view(Store)
+    store.read = []
+    for found, copied in zip(one.outputs(store, 2, rows=rows), one.outputs(PHOTOGRAPHS[rows], 2), strict=True):
+        assert np.array_equal(found, copied)
+    assert np.array_equal(one.answers(store, 2, rows=rows).probabilities, one.probabilities(PHOTOGRAPHS[rows], 2))
+    assert store.read == [2, 1] * 2
+    assert one.answers(store, rows=rows[:0]).probabilities.shape == (0, 8)
+    with pytest.raises(SkinbookError, match="no photographs"):
+        one.outputs(store, rows=rows[:0])
+
+
+def test_what_nobody_could_open_is_not_saved(tmp_path):
+    one = bundle()
+    one.save(tmp_path)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    one.temperature = 3e6
+    with pytest.raises(SkinbookError, match=r"temperature is 3000000\.0"):
+        one.save(tmp_path)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
 def test_the_operating_point():
     sums = np.eye(8)
     assert bundle(threshold=0.5).called_malignant(sums).tolist() == [False, True, False, True, True, True, False, False]

@@ -109,12 +109,26 @@ def test_pretrained_without_network_and_file_is_from_scratch_and_says_so(capsys)
     assert "holds test_resnet.safetensors, or go online" in told
 
 
-def test_a_network_that_no_hub_holds_is_not_looked_for_there(monkeypatch, capsys):
+@pytest.mark.parametrize("name", ["mobilenet_v2", "seresnet18"])
+def test_a_network_that_no_hub_holds_is_not_looked_for_there(name, monkeypatch, capsys):
     networks._tell_of_scratch.cache_clear()
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     monkeypatch.setattr("socket.create_connection", lambda *_, **__: pytest.fail("a hub was asked"))
-    assert Backbone("mobilenet_v2", "pretrained").weights == SCRATCH
+    assert Backbone(name, "pretrained").weights == SCRATCH
     assert "go online" not in capsys.readouterr().err
+
+
+def test_what_a_hub_raises_is_said_with_a_way_out(monkeypatch):
+    class Refused(Exception):
+        pass
+
+    def refuse(*_, **__):
+        raise Refused("429 Too Many Requests.\nfor url")
+
+    monkeypatch.setattr(networks, "_hub_reachable", lambda name: True)
+    monkeypatch.setattr("timm.create_model", refuse)
+    with pytest.raises(SkinbookError, match=r"no weights of resnet18 \(429 Too Many Requests\)\. .* HF_HUB_OFFLINE=1"):
+        Backbone("resnet18", "pretrained")
 
 
 def weights_file(folder, name="mobilenet_v2", **about):
@@ -136,6 +150,22 @@ def test_a_local_file_is_loaded_with_its_normalisation(tmp_path, monkeypatch):
         for (key, loaded), kept in zip(backbone.state_dict().items(), other.state_dict().values(), strict=True):
             assert torch.equal(loaded, kept.half().float() if kept.is_floating_point() else kept), key
     assert Backbone("test_resnet", "pretrained").weights == SCRATCH
+
+
+def test_a_file_of_a_network_with_a_longer_name_is_not_taken(tmp_path, monkeypatch):
+    monkeypatch.setenv("SKINBOOK_WEIGHTS", str(tmp_path))
+    nothing = {"x": torch.zeros(1)}
+    for stem in ("mobilenetv4_conv_small_050", "mobilenetv4_conv_small_050.e3000_r224_in1k"):
+        save_file(nothing, tmp_path / f"{stem}.safetensors")
+    assert networks.local_weights("mobilenetv4_conv_small") is None
+    assert networks.local_weights("mobilenetv4_conv_small_050") is not None
+    named = tmp_path / "mobilenetv4_conv_small_035.safetensors"
+    save_file(nothing, named, {"arch": "mobilenetv4_conv_small"})  # what it says goes over its name
+    assert networks.local_weights("mobilenetv4_conv_small") == named
+    named.unlink()
+    save_file(nothing, tmp_path / "mobilenetv4_conv_small_a.safetensors", {"arch": "mobilenetv4_conv_small_035"})
+    save_file(nothing, tmp_path / "mobilenetv4_conv_small_b.safetensors", {"arch": "mobilenetv4_conv_small"})
+    assert networks.local_weights("mobilenetv4_conv_small").name == "mobilenetv4_conv_small_b.safetensors"
 
 
 def test_a_file_that_does_not_fit_is_refused(tmp_path, monkeypatch):

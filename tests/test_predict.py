@@ -110,6 +110,18 @@ def test_ordinary_photographs_are_refused(name):
     assert all(answer.unlike for answer in given.answers(model, packaged))
 
 
+def test_a_folder_of_the_same_name_hides_a_model_of_the_book_only_where_it_holds_a_bundle(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = tmp_path / "ham10000"
+    data.mkdir()
+    (data / "HAM10000_metadata.csv").touch()  # as one downloads it
+    assert given.is_ours("ham10000")
+    assert "HAM10000 (weights before" in given.open_model("ham10000").about
+    given.open_model("lab").save(data)
+    assert not given.is_ours("ham10000")
+    assert given.open_model("ham10000").about == given.open_model("lab").about
+
+
 def test_the_books_own_model_belongs_to_the_lab_as_it_is(model):
     """Where this fails the lab was changed: skinbook train --edition lab --to data/lab_bundle"""
     assert model.split == lesion_split(lab.recipe()).fingerprint

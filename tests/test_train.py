@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import inspect
 import textwrap
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from layouts import write_csv
+from test_bundle import Store
 
 from skinbook import calibration, evaluate_given, losses, segmentation, train_bundle
 from skinbook.bundle import Bundle
@@ -73,6 +75,26 @@ def test_what_was_chosen_comes_from_validation(trained, dataset):
     logits, _ = bundle.outputs(images[rows])
     labels = table["dx"].map(CLASSES.index).to_numpy()[rows]
     assert bundle.temperature == pytest.approx(calibration.temperature_of(logits, labels))
+
+
+@pytest.mark.parametrize(
+    ("label", "kept"), [(np.argmin, train_bundle.TEMPERATURES[1]), (np.argmax, train_bundle.TEMPERATURES[0])]
+)
+def test_a_temperature_without_end_is_bounded_and_said(trained, tmp_path, label, kept):
+    """The true labels score lowest, or all of them highest. The photographs are never copied whole."""
+    bundle = copy.deepcopy(trained[0])
+    images = np.random.default_rng(0).integers(0, 256, (160, 32, 32, 3), dtype=np.uint8).view(Store)
+    images.read, lines = [], []
+    rows = {"train": np.arange(150), "validation": np.arange(100, 160)}
+    with torch.no_grad():  # so that each diagnosis is the likeliest of some
+        bundle.network.head.bias.sub_(torch.from_numpy(bundle.outputs(np.asarray(images))[0].mean(axis=0)))
+    labels = label(bundle.outputs(np.asarray(images))[0], axis=1)
+    train_bundle.choose_operating_point(bundle, images, labels, rows, SMALL, "cpu", lines.append)
+    assert images.read == [60, 128, 22]
+    assert bundle.temperature == kept
+    assert len(lines) == 1
+    assert f"so it is {kept:g}, and the probabilities are not calibrated" in lines[0]
+    assert Bundle.load(bundle.save(tmp_path)).temperature == kept
 
 
 def test_it_knows_what_it_has_seen_and_the_test_lesions_it_has_not(trained, dataset):

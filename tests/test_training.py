@@ -278,6 +278,43 @@ def test_flips_average_a_photograph_and_its_mirror_images():
     assert predict(network, some_batches(range(160, 190)), flips=True) == pytest.approx(expected.numpy(), abs=1e-5)
 
 
+def test_flips_leave_a_second_input_as_it_is():
+    plain = some_batches(range(160, 190))
+    beside = np.arange(240 * 3, dtype=np.float32).reshape(240, 3)
+    pairs = Batches(plain.pixels, plain.labels, plain.rows, beside=beside)
+
+    class OfBoth(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = a_network()
+
+        def forward(self, inputs):
+            return self.inner(inputs[0]) + inputs[1]
+
+    expected = predict(a_network(), plain, flips=True) + beside[160:190]
+    assert predict(OfBoth(), pairs, flips=True) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"epochs": 0}, {"warmup": 1.0}, {"warmup": -0.1}, {"average": 1.0}, {"average": -0.5}, {"average": np.nan}],
+)
+def test_what_would_train_nothing_is_refused(option):
+    with pytest.raises(SkinbookError, match="expected at least 1 epoch, a warm-up from 0 to below 1"):
+        fit(a_network(), TRAIN, **{"epochs": 1, **option}, **QUIET)
+
+
+def test_half_precision_on_a_cpu_is_full_and_said_to_be(monkeypatch):
+    monkeypatch.setenv("SKINBOOK_PRECISION", "fp16")  # of a whole book, part of which may compute on a CPU
+    lines = []
+    half, full = a_network(), a_network()
+    assert fit(half, TRAIN, epochs=1, learning_rate=1e-2, log=lines.append).precision == "fp32"
+    assert lines[0] == "fp16 does not run on a CPU, so this trains in fp32; bf16 does."
+    monkeypatch.delenv("SKINBOOK_PRECISION")
+    fit(full, TRAIN, epochs=1, **QUIET)
+    assert torch.equal(weights_of(half), weights_of(full))
+
+
 def test_class_weights_make_every_class_weigh_the_same():
     labels = np.array([0] * 6 + [1] * 3 + [2])
     weights = class_weights(labels, 3).numpy()
