@@ -721,3 +721,81 @@ def test_a_kernel_is_killed(tmp_path, monkeypatch, record_property):
         assert is_one_sentence(str(told.value))
         assert runs.run(["07"], "lab", "quick", 1, resume=True, home=place, tell=str)["07_x"]["reports"] == {}
     record_property("measured", f"{KILLS} kills")
+
+
+# Trains, and kills itself at the beginning of its `stop`-th batch. A process of its own: a fork cannot use a GPU.
+TRAINS = """
+import os, signal, sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import test_training
+
+from skinbook.chapter import repeatable_sums
+from skinbook.training import fit
+
+device, place, stop = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+seen = 0
+
+
+def count(*_):
+    global seen
+    seen += 1
+    if seen == stop:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+repeatable_sums()
+network = test_training.a_network()
+network.register_forward_pre_hook(count)
+train, validation = (replace(of, device=device) for of in (test_training.TRAIN, test_training.VALIDATION))
+fit(network, train, validation, epochs=4, checkpoint=place / "run.safetensors", **test_training.QUIET)
+np.save(place / "weights.npy", test_training.weights_of(network).cpu().numpy())
+"""
+BATCHES = 4 * (5 + 3)  # of the training above, those of validation among them
+
+
+@pytest.mark.parametrize(
+    ("device", "within"),
+    [
+        pytest.param(
+            "cpu",
+            0.0,
+            marks=pytest.mark.holds(
+                "faults while working",
+                "SIGKILL in the middle of an epoch of fit()",
+                "it goes on from the last epoch; the final weights are the same, bit for bit",
+            ),
+        ),
+        pytest.param(
+            "cuda",
+            1e-5,
+            marks=pytest.mark.holds(
+                "faults while working",
+                "SIGKILL in the middle of an epoch of fit(), on a GPU",
+                "it goes on from the last epoch; the final weights are the same to 1e-5",
+            ),
+        ),
+    ],
+)
+@pytest.mark.slow
+def test_a_kill_within_an_epoch(device, within, tmp_path, record_property):
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("there is no GPU here")
+
+    def train(place: Path, stop: int) -> int:
+        place.mkdir(exist_ok=True)
+        program = [sys.executable, "-c", TRAINS, device, str(place), str(stop)]
+        return subprocess.run(program, cwd=Path(__file__).parent, check=False).returncode
+
+    assert train(tmp_path / "whole", 0) == 0
+    whole = np.load(tmp_path / "whole" / "weights.npy")
+    stops = sorted(set(moments("batch", BATCHES)))
+    for stop in stops:
+        place = tmp_path / str(stop)
+        assert train(place, stop) == -9
+        assert not (place / "weights.npy").exists()
+        assert train(place, 0) == 0
+        assert np.abs(np.load(place / "weights.npy") - whole).max() <= within
+    record_property("measured", f"{len(stops)} kills, at batch {', '.join(map(str, stops))} of {BATCHES}")
