@@ -12,7 +12,6 @@ import hashlib
 import html
 import json
 import math
-import os
 import platform
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,7 +22,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from skinbook import __version__
-from skinbook.config import SkinbookError, book_data
+from skinbook.config import SkinbookError, book_data, cores
 from skinbook.files import alone_in, locked, replaced
 from skinbook.reading import strict_json
 from skinbook.rounding import shown
@@ -123,10 +122,7 @@ def surroundings(device: str = "cpu") -> dict[str, Any]:
             versions[library] = metadata.version(library)
         except metadata.PackageNotFoundError:
             continue
-    hardware: dict[str, Any] = {
-        "cpu": _cpu(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-    }
+    hardware: dict[str, Any] = {"cpu": _cpu(), "cores": cores()}
     if device != "cpu":
         import torch
 

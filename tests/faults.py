@@ -6,11 +6,14 @@ moment is a number of file operations (openings, renames, removals, new folders)
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import resource
+import select
 import shutil
 import signal
+import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -189,3 +192,25 @@ def together(*works: Work) -> list[str]:
     for process in processes:
         process.join(SECONDS)
     return [ear.recv() if ear.poll() else "no word" for ear, _ in mouths]
+
+
+@contextlib.contextmanager
+def ends_its_processes(program: list[str], pipe: Path, **options: Any) -> Iterator[subprocess.Popen]:
+    """A command, once a process that it began has opened the pipe and written its number; what the test does to the
+    command must end that process, too. Nobody is left over, whatever the test finds.
+    """
+    os.mkfifo(pipe)
+    begun = 0
+    command = subprocess.Popen([sys.executable, *program], **options)
+    try:
+        with pipe.open("rb", buffering=0) as held:  # waits for the other process
+            begun = int(held.readline())
+            yield command
+            assert select.select([held], [], [], 60)[0], "what it began works on, a minute later"
+            assert held.read() == b""  # the end of the pipe: nobody holds it
+    finally:
+        command.kill()
+        command.wait()
+        if begun:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(begun, signal.SIGKILL)

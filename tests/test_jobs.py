@@ -1,16 +1,12 @@
 """Trainings in processes of their own end with the one that started them."""
 
-import contextlib
 import multiprocessing
 import os
-import select
-import signal
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
 import pytest
+from faults import ends_its_processes
 
 from skinbook import jobs
 from skinbook.config import SkinbookError
@@ -75,18 +71,5 @@ def test_the_first_that_fails_ends_the_others(tmp_path: Path):
 def test_a_killed_command_leaves_nobody_working(tmp_path: Path):
     program, pipe = tmp_path / "program.py", tmp_path / "pipe"
     program.write_text(PROGRAM, encoding="utf-8")
-    os.mkfifo(pipe)
-    worker = 0
-    command = subprocess.Popen([sys.executable, str(program), str(pipe)])
-    try:
-        with pipe.open("rb", buffering=0) as held:  # waits for the worker
-            worker = int(held.readline())
-            command.kill()
-            assert select.select([held], [], [], 60)[0], "the worker works on, a minute after its command was killed"
-            assert held.read() == b""  # the end of the pipe: nobody holds it
-    finally:
+    with ends_its_processes([str(program), str(pipe)], pipe) as command:
         command.kill()
-        command.wait()
-        if worker:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(worker, signal.SIGKILL)

@@ -1,9 +1,7 @@
 """Chapters are executed in kernels of their own; these are tiny ones."""
 
-import contextlib
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -12,6 +10,7 @@ import threading
 import nbformat
 import pytest
 import torch
+from faults import ends_its_processes
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from skinbook import chapter, ledger, runs
@@ -259,26 +258,14 @@ runs.run(["08"], seeds=3, home=home)"""
 def test_ctrl_c_ends_a_run_and_its_kernels_and_keeps_the_seeds_that_are_finished(home):
     write(home, "08_y", new_code_cell(WAITS))
     pipe = home / "chapters" / "pipe"
-    os.mkfifo(pipe)
-    kernel = 0
-    command = subprocess.Popen([sys.executable, "-c", PROGRAM, str(home)], stdout=subprocess.PIPE, text=True)
-    try:
-        with pipe.open("rb", buffering=0) as held:  # waits for the second seed
-            kernel = int(held.readline())
-            command.send_signal(signal.SIGINT)  # to the command alone, as the terminal reaches no other session
-            assert select.select([held], [], [], 60)[0], "the kernel works on, a minute after Ctrl+C"
-            assert held.read() == b""  # the end of the pipe: nobody holds it
+    program = ["-c", PROGRAM, str(home)]
+    with ends_its_processes(program, pipe, stdout=subprocess.PIPE, text=True) as command:
+        command.send_signal(signal.SIGINT)  # to the command alone, as the terminal reaches no other session
         said, _ = command.communicate(timeout=60)
-        assert command.returncode != 0
-        assert "seed 2" not in said
-        assert said.endswith("Those that are finished are kept for --resume.\n")
-        assert [kept.name[:6] for kept in (home / "_build").rglob("*.json")] == ["seed-0"]
-    finally:
-        command.kill()
-        command.wait()
-        if kernel:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(kernel, signal.SIGKILL)
+    assert command.returncode != 0
+    assert "seed 2" not in said
+    assert said.endswith("Those that are finished are kept for --resume.\n")
+    assert [kept.name[:6] for kept in (home / "_build").rglob("*.json")] == ["seed-0"]
 
 
 def test_a_chapter_without_what_it_needs_is_left_out_by_name(home):
