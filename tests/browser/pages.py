@@ -99,6 +99,15 @@ def test_every_picture_is_described(name, page, address):
         assert not alt.startswith("../_images")
 
 
+def test_a_heading_is_smaller_than_the_one_it_stands_under(page, address):
+    """On the audit's page the parts of a report had larger headings than the report."""
+    page.goto(f"{address}/chapters/audit.html", wait_until="networkidle")
+    sizes = {n: page.locator(f"article h{n}").first.evaluate("e => getComputedStyle(e).fontSize") for n in range(1, 5)}
+    points = [float(size.removesuffix("px")) for size in sizes.values()]
+    assert points == sorted(set(points), reverse=True), sizes
+    assert points[-1] > float(page.locator("article p").first.evaluate("e => parseFloat(getComputedStyle(e).fontSize)"))
+
+
 @pytest.mark.parametrize("name", contents())
 def test_a_phone_scrolls_in_one_direction_only(name, page, address):
     page.set_viewport_size({"width": 390, "height": 844})
