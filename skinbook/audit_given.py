@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 
 from skinbook.audit import NEAR, giveaways, near_pairs, pairs_within, perceptual_hashes
-from skinbook.config import SkinbookError
+from skinbook.config import SkinbookError, cores
 from skinbook.data import images, locate, tables
 from skinbook.diagnoses import DIAGNOSES
 from skinbook.progress import bar
@@ -456,7 +456,7 @@ def _pictures(
     seen: list[int] = []
     unread = 0
     with (
-        ThreadPoolExecutor(os.cpu_count()) as pool,
+        ThreadPoolExecutor(cores()) as pool,
         bar(len(order), "looking at the images", shown=progress) as shown,
     ):
         for start in range(0, len(order), CHUNK):

@@ -29,7 +29,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from skinbook.config import SkinbookError, settings
+from skinbook.config import SkinbookError, cores, settings
 from skinbook.files import replaced
 from skinbook.memory import keep_freed_memory
 
@@ -281,7 +281,7 @@ def _skinbook(case: Case, network: Any) -> Work:
 
 def _longer(case: Case, count: int) -> int:
     """Photographs of an epoch in the middle of which so many are timed."""
-    return count + (LEAD + PREFETCH * (os.cpu_count() or 1)) * case.batch_size
+    return count + (LEAD + PREFETCH * cores()) * case.batch_size
 
 
 class _Opened:
@@ -322,7 +322,7 @@ def _copied(case: Case, network: Any) -> Work:
             _Opened(paths, _longer(case, n), change),  # type: ignore[arg-type]
             case.batch_size,
             shuffle=True,
-            num_workers=os.cpu_count() or 1,
+            num_workers=cores(),
             prefetch_factor=PREFETCH,
             pin_memory=case.device == "cuda",
         )
@@ -348,7 +348,7 @@ def _timm(case: Case, network: Any) -> Work:
             vflip=0.5,
             color_jitter=CHANGES["brightness"],
             interpolation="bilinear",
-            num_workers=os.cpu_count() or 1,
+            num_workers=cores(),
             use_prefetcher=case.device == "cuda",
             device=torch.device(case.device),
             persistent_workers=False,
@@ -370,7 +370,7 @@ def machine() -> dict[str, Any]:
     return {
         "processor": processor or platform.processor() or platform.machine(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
-        "cores": os.cpu_count(),
+        "cores": cores(),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
         **{m.__name__: m.__version__ for m in (torch, torchvision, timm)},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import shutil
 import statistics
 import subprocess
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from skinbook.bench import CHANGES, CLASSES, SIDES, Case, _apart
+from skinbook.config import cores
 
 LARGE, SMALL = 100_000, 1_000  # images of the two stores that are compared
 
@@ -273,7 +273,7 @@ def store(side: int = 128, repeats: int = 5) -> dict[str, float]:
         finally:
             shutil.rmtree(folder)
         started = time.perf_counter()
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(cores()) as pool:
             for _decoded in pool.map(decode, names, chunksize=32):
                 pass
         bare.append(time.perf_counter() - started)

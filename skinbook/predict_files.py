@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from skinbook.card import BINARY, DISCLAIMER, Model, plain
-from skinbook.config import SkinbookError, book_data
+from skinbook.config import SkinbookError, book_data, cores
 from skinbook.data import images, locate
 from skinbook.data.pixels import reduce
 from skinbook.diagnoses import DIAGNOSES
@@ -113,7 +113,7 @@ def _decoded(files: Iterable[str | Path], side: int, ahead: int) -> Iterator[np.
 
     waiting: deque[Future] = deque()
     rest = iter(files)
-    pool = ThreadPoolExecutor(os.cpu_count() or 1)
+    pool = ThreadPoolExecutor(cores())
     try:
         for file in rest:
             waiting.append(pool.submit(read, file))

@@ -31,7 +31,7 @@ def drawn(tmp_path, monkeypatch):
         pixels = np.random.default_rng(number).integers(0, 256, (45, 60, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(paths[-1])
     monkeypatch.setattr(bench, "photographs", lambda source: paths)
-    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    monkeypatch.setattr(bench, "cores", lambda: 1)
     return paths
 
 
@@ -115,7 +115,7 @@ def test_the_middle_of_an_epoch_is_timed():
         assert bench._steps(network, CASE, batches(), 5, lead=2) == 7.0
     assert taken == list(range(7))
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("os.cpu_count", lambda: 3)
+        patched.setattr(bench, "cores", lambda: 3)
         assert bench._longer(CASE, 20) == 20 + (2 + 2 * 3) * 4
 
 

@@ -17,7 +17,7 @@ from skinbook.diagnoses import CLASSES
 def few(monkeypatch):
     """A lab of thirty-two lesions, drawn in this process."""
     monkeypatch.setattr(lab, "LESIONS", dict.fromkeys(CLASSES["lab"], 4))
-    monkeypatch.setattr(lab.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(lab, "cores", lambda: 1)
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from skinbook.diagnoses import CLASSES, malignant
 def make_few(patch):
     """A lab of sixteen lesions: one chunk or two, drawn in this process."""
     patch.setattr(lab, "LESIONS", dict.fromkeys(CLASSES["lab"], 2))
-    patch.setattr(lab.os, "cpu_count", lambda: 1)
+    patch.setattr(lab, "cores", lambda: 1)
 
 
 @pytest.fixture
@@ -142,7 +142,7 @@ def test_load_gives_a_data_set(small_lab):
 
 
 def test_several_processes_draw_what_one_does(small_lab, tmp_path, monkeypatch):
-    monkeypatch.setattr(lab.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(lab, "cores", lambda: 2)
     again = lab.load(tmp_path / "other", progress=False)
     for image_id in small_lab.table["image_id"]:
         assert (again.images.read(image_id) == small_lab.images.read(image_id)).all()

@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 
 from skinbook import keyed
-from skinbook.config import SkinbookError
+from skinbook.config import SkinbookError, cores
 from skinbook.data import dermoscopy, drawing
 from skinbook.data.dermoscopy import SOURCES, STRUCTURES, Photograph
 from skinbook.data.schema import Dataset, tidy
@@ -241,7 +241,7 @@ def in_parallel(function: Callable[[list[T]], R], items: list[T]) -> Iterator[R]
         If a script calls this while Python, starting a worker, imports the script for the second time.
     """
     chunks = [items[start : start + 32] for start in range(0, len(items), 32)]
-    done, workers = 0, min(os.cpu_count() or 1, len(chunks), 16)
+    done, workers = 0, min(cores(), len(chunks), 16)
     if multiprocessing.parent_process() is not None:
         raise SkinbookError(
             "A worker process has called the lab: put your script's code under `if __name__ == '__main__':`."

@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image
 
 from skinbook import keyed
-from skinbook.config import SkinbookError
+from skinbook.config import SkinbookError, cores
 from skinbook.data.images import Files
 from skinbook.data.schema import Dataset, ImageSource
 from skinbook.files import replaced
@@ -125,7 +125,7 @@ def build(
             store = plan.open()
             if store is None:
                 try:
-                    _fill(plan, source, progress, workers or os.cpu_count() or 1)
+                    _fill(plan, source, progress, workers or cores())
                 except (SkinbookError, OSError):
                     plan.remove_partial()
                     raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from skinbook import config
-from skinbook.config import Settings, SkinbookError
+from skinbook.config import Settings, SkinbookError, cores
 from skinbook.data import bcn20000, catalog, dermamnist, download, locate
 from skinbook.data.images import Npz, decode
 from skinbook.data.schema import _first_fault, schema
@@ -132,7 +131,7 @@ def _decode_all(paths: list[Path], what: str, progress: bool) -> list[tuple[Path
 
 
 def _in_threads(function: Callable, items: list, label: str, progress: bool) -> list:
-    with ThreadPoolExecutor(os.cpu_count()) as pool, bar(len(items), label, shown=progress) as shown:
+    with ThreadPoolExecutor(cores()) as pool, bar(len(items), label, shown=progress) as shown:
         done = []
         for result in pool.map(function, items):
             done.append(result)
