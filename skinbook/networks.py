@@ -313,6 +313,9 @@ def _create(name: str, pretrained: bool) -> Any:
 
     if not timm.is_model(name):
         raise SkinbookError(f"{name!r} is not a network that timm knows; see timm.list_models().")
+    architecture, _, tag = name.partition(".")
+    if tag and name not in (tags := timm.models.get_arch_pretrained_cfgs(architecture)):
+        raise SkinbookError(f"timm knows no weights {name!r}; of {architecture} it knows {', '.join(tags) or 'none'}.")
     try:
         return timm.create_model(name, pretrained=pretrained, num_classes=0, global_pool="")
     except AssertionError as error:  # a few cannot be made without their classifier

@@ -346,7 +346,7 @@ def run(
             tell(f"Recorded in data/results/{written.name}")
     if bundle is not None and OWN in chosen:
         best = max(chosen[OWN].values(), key=lambda one: by_validation(one, lesions, wanted.metric))
-        model, report = bundle_of(best.members[0], lesions, about.cache, device)
+        model, report = bundle_of(best.members[0], lesions, about.cache, device, tell)
         model.save(bundle)
         tell(f"Saved in {bundle.name}: {report.model}")
     return chosen
@@ -531,8 +531,10 @@ def ledger_run(found: Mapping[str, Interval], model: str, about: Mapping[str, An
     }
 
 
-def bundle_of(trained: Trained, lesions: Lesions, cache: Path, device: str = "cpu") -> tuple[Bundle, Report]:
-    """A training as a bundle, with the report on the test lesions.
+def bundle_of(
+    trained: Trained, lesions: Lesions, cache: Path, device: str = "cpu", log: Callable[[str], None] | None = None
+) -> tuple[Bundle, Report]:
+    """A training as a bundle, with the report on the test lesions; `log` is handed what its choices have to tell.
 
     The shares of the diagnoses are put back into the last layer's bias, so that its softmax is a probability; the
     temperature, the threshold and the limit are chosen on validation.
@@ -552,7 +554,7 @@ def bundle_of(trained: Trained, lesions: Lesions, cache: Path, device: str = "cp
     )
     bundle = Bundle(network, dataset.classes, entrant.image, split=lesions.split.fingerprint, about=about)
     images = pixels.build(dataset, entrant.image, cache).pixels
-    choose_operating_point(bundle, images, lesions.labels, lesions.rows, Recipe(), device)
+    choose_operating_point(bundle, images, lesions.labels, lesions.rows, Recipe(), device, log)
     known = np.concatenate([lesions.rows["train"], lesions.rows["validation"]])
     table = dataset.table
     bundle.seen = Seen.of(table["image_id"].iloc[known], table["lesion_id"].iloc[known])

@@ -17,6 +17,20 @@ def offline(monkeypatch):
     monkeypatch.delenv("SKINBOOK_WEIGHTS", raising=False)
 
 
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("resnet18.bogus", "resnet18.a1_in1k, "),
+        ("seresnet18.a1_in1k", "seresnet18.untrained"),
+        ("resnet18.a1_in1k.a", ""),
+    ],
+)
+def test_weights_that_timm_does_not_know_are_named_beside_those_it_does(name, known):
+    with pytest.raises(SkinbookError, match=f"timm knows no weights '{name}'; of (se)?resnet18 it knows .*{known}"):
+        Backbone(name)
+    assert Backbone("test_resnet.r160_in1k").channels == 96
+
+
 @pytest.mark.parametrize(("name", "channels"), [("test_resnet", 96), ("resnet18", 512), ("mobilenet_v2", 1280)])
 def test_a_backbone_gives_a_feature_map(name, channels):
     backbone = Backbone(name).eval()

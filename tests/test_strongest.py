@@ -257,6 +257,14 @@ def test_a_bundle_of_it_says_the_same(lesions, kept, cache, tmp_path):
     assert "seed 0" in bundle.about
 
 
+def test_a_bundle_s_choices_are_told(lesions, kept, cache, monkeypatch):
+    """That a network cannot be calibrated was kept from whoever saved the strongest one."""
+    told = []
+    monkeypatch.setattr("skinbook.train_bundle.temperature_of", lambda logits, labels: 1e9)
+    strongest.bundle_of(strongest.load(kept), lesions, cache, log=told.append)
+    assert ["no usable temperature" in line for line in told] == [True]
+
+
 def test_the_book_s_list_of_models_can_be_read(tmp_path):
     wanted = strongest.plan()
     assert wanted.choices.keys() == {SINGLE, OWN, ENSEMBLE, strongest_masks.NAME}
