@@ -153,7 +153,17 @@ def pairs_within(groups: Iterable[Sequence[int]], names: Mapping[int, Any] | np.
     return [(a, b, 0) for rows in groups for a, b in combinations(rows, 2)]
 
 
-def perceptual_hashes(pixels: np.ndarray, chunk: int = 1024) -> np.ndarray:
+def means(count: int, parts: int) -> np.ndarray:
+    """What, multiplied by `count` values in a row, gives the means of as many `parts` of it, float64 (parts, count).
+
+    A part takes in whole values, so that neighbours share one where `count` is no multiple of `parts`.
+    """
+    start, end = np.arange(parts)[:, None] * count // parts, -(-np.arange(1, parts + 1)[:, None] * count // parts)
+    within = (np.arange(count) >= start) & (np.arange(count) < end)
+    return within / within.sum(axis=1, keepdims=True)
+
+
+def perceptual_hashes(pixels: np.ndarray, chunk: int = 256) -> np.ndarray:
     """A hash of each photograph that barely changes with its brightness, contrast, size or compression.
 
     The signs of the lowest frequencies of a cosine transform of the grey image, without the constant one (the pHash of
@@ -164,16 +174,13 @@ def perceptual_hashes(pixels: np.ndarray, chunk: int = 1024) -> np.ndarray:
     -------
     uint64 (n, 4).
     """
-    import torch
-    from torch.nn.functional import adaptive_avg_pool2d
-
     k, x = np.arange(KEPT_SIDE)[:, None], np.arange(HASH_SIDE)[None, :]
     basis = np.cos(np.pi * k * (2 * x + 1) / (2 * HASH_SIDE))
+    down, across = (basis @ means(side, HASH_SIDE) for side in pixels.shape[1:3])
     hashes = []
     for start in range(0, len(pixels), chunk):
-        grey = torch.from_numpy(pixels[start : start + chunk].astype(np.float32)) @ torch.tensor([0.299, 0.587, 0.114])
-        small = adaptive_avg_pool2d(grey[:, None], HASH_SIDE)[:, 0].double().numpy()
-        waves = (basis @ small @ basis.T).reshape(len(small), -1)
+        grey = pixels[start : start + chunk] @ np.array([0.299, 0.587, 0.114])
+        waves = (down @ grey @ across.T).reshape(len(grey), -1)
         waves[:, 0] = np.inf  # the constant one: it says how bright the photograph is, nothing else
         signs = waves > np.median(waves, axis=1, keepdims=True)
         hashes.append(np.packbits(signs, axis=1).view(np.uint64))

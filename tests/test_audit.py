@@ -11,6 +11,7 @@ from skinbook.audit import (
     bits_set,
     giveaways,
     identical_files,
+    means,
     near_duplicates,
     near_pairs,
     pairs_within,
@@ -213,6 +214,17 @@ def test_a_pair_of_the_same_file_leaks_if_one_side_is_in_the_test(tmp_path, orde
     known = audit(table, split, Dataset("lab", table, CLASSES["lab"], Files(files)))
     assert len(known.identical) == 1
     assert not known.leaks
+
+
+@pytest.mark.parametrize("count", [1, 20, 32, 33, 64, 100, 450])
+def test_means_over_parts_are_torch_s(count):
+    import torch
+    from torch.nn.functional import adaptive_avg_pool1d
+
+    values = torch.from_numpy(np.random.default_rng(0).random((1, 1, count)))
+    np.testing.assert_allclose(
+        means(count, 32) @ values.numpy()[0, 0], adaptive_avg_pool1d(values, 32)[0, 0], rtol=1e-12
+    )
 
 
 def test_near_pairs_say_whether_they_show_one_lesion():
