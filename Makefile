@@ -37,7 +37,7 @@ test: $(STAMP) ## unit tests and every chapter; CHAPTERS="01 03" narrows the cha
 
 # Two processes with one thread each: the tests are many and small.
 unit: $(STAMP) ## the unit tests alone, at most 90 s on two cores; TESTS="-k splits" narrows
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m "not slow" --numprocesses 2 $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m "not slow" --numprocesses 2 --dist loadgroup $(TESTS)
 
 # Without the tests in which no file can grow, for coverage's own would not either, and those of a package installed
 # elsewhere. The path is whole, since processes are started in other folders, too.

@@ -39,7 +39,7 @@ WAYS = {
     "offline": ("no network but the machine's own", "the unit tests and a chapter pass"),
 }  # fmt: skip
 SUITES = {
-    "the unit tests": ("tests", "-m", "not slow", "--numprocesses", "2"),
+    "the unit tests": ("tests", "-m", "not slow", "--numprocesses", "2", "--dist", "loadgroup"),
     "a chapter": ("--nbval", "chapters/01_eda.ipynb"),
     "all chapters": ("--nbval", "chapters"),
 }

@@ -30,6 +30,9 @@ from skinbook import app, predict_files
 from skinbook.config import SkinbookError
 from skinbook.data import images
 
+# One process draws or loads what these share (with `--dist loadgroup`, as `make unit` has it).
+pytestmark = pytest.mark.xdist_group("app")
+
 DISCLAIMER = "This is a teaching tool, not a medical device."
 
 

@@ -19,6 +19,9 @@ from skinbook.evaluation import Interval
 from skinbook.keyed import key_bits
 from skinbook.networks import parameters
 
+# One process draws or loads what these share (with `--dist loadgroup`, as `make unit` has it).
+pytestmark = pytest.mark.xdist_group("copied")
+
 CHAPTERS = Path(__file__).resolve().parents[1] / "chapters"
 CHAPTERS_OF_THEM = ("03_cnn_lstm", "04_transfer_learning", "05_binary_malignancy", "06_metadata_fusion")
 TAUGHT = {

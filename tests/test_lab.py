@@ -17,6 +17,9 @@ from skinbook.data import dermoscopy, lab, pixels
 from skinbook.data.schema import COLUMNS
 from skinbook.diagnoses import CLASSES, malignant
 
+# One process draws or loads what these share (with `--dist loadgroup`, as `make unit` has it).
+pytestmark = pytest.mark.xdist_group("lab")
+
 
 def make_few(patch):
     """A lab of sixteen lesions: one chunk or two, drawn in this process."""

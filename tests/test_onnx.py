@@ -21,6 +21,9 @@ from skinbook.networks import Backbone, Classifier
 from skinbook.novelty import Novelty
 from skinbook.onnx_model import OnnxModel
 
+# One process draws or loads what these share (with `--dist loadgroup`, as `make unit` has it).
+pytestmark = pytest.mark.xdist_group("onnx")
+
 CLASSES = ("nv", "mel", "bkl", "bcc", "ak", "scc", "vasc", "df")
 
 

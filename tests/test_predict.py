@@ -22,6 +22,9 @@ from skinbook.evaluate_given import read_labelled
 from skinbook.novelty import Novelty
 from skinbook.splits import lesion_split
 
+# One process draws or loads what these share (with `--dist loadgroup`, as `make unit` has it).
+pytestmark = pytest.mark.xdist_group("predict")
+
 DISCLAIMER = "This is a teaching tool, not a medical device."
 CLASSES = ("nv", "mel", "bkl", "bcc", "ak", "scc", "vasc", "df")
 

@@ -27,6 +27,9 @@ from skinbook.bundle import Bundle
 from skinbook.config import SkinbookError
 from skinbook.data import download
 
+# One process draws or loads what these share (with `--dist loadgroup`, as `make unit` has it).
+pytestmark = pytest.mark.xdist_group("app")
+
 # What several tests have in common: their row on the maintainers' page.
 no_code = pytest.mark.holds("security", "code that runs what a file or a text holds", "none stands in the package")
 wrong_hashes = pytest.mark.holds(

@@ -20,6 +20,9 @@ from skinbook.evaluation import softmax
 from skinbook.keyed import key_bits
 from skinbook.strongest import ENSEMBLE, OWN, SINGLE, Chosen, Entrant, Lesions, Plan, Trained
 
+# One process draws or loads what these share (with `--dist loadgroup`, as `make unit` has it).
+pytestmark = pytest.mark.xdist_group("strongest")
+
 CLASSES = ("nv", "mel", "bcc", "vasc")
 TINY = Entrant("tiny", "test_resnet", "lab", 32, 2, 1e-3, batch_size=16, average=0.9)
 

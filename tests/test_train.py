@@ -23,6 +23,9 @@ from skinbook.splits import lesion_split
 from skinbook.train_bundle import Recipe, train
 from skinbook.training import fit
 
+# One process draws or loads what these share (with `--dist loadgroup`, as `make unit` has it).
+pytestmark = pytest.mark.xdist_group("train")
+
 CLASSES = ("nv", "mel", "bcc", "vasc")
 SMALL = Recipe(image=32, epochs=2, batch_size=16)
 
