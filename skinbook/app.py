@@ -347,7 +347,7 @@ def _gradio() -> Any:
         import gradio
     except ImportError:
         raise SkinbookError(
-            "skinbook app is a page of Gradio, which is not installed: pip install 'skinbook[app]'."
+            "skinbook app is a page of Gradio, which is not installed: pip install --upgrade gradio."
         ) from None
     return gradio
 

@@ -112,8 +112,8 @@ def run_command(
 ) -> None:
     """Execute chapters, once a seed, each in a fresh kernel, and show what they report.
 
-    All of them at full scale begin with the models of `skinbook strongest` and `skinbook copied`, which are kept one
-    by one.
+    All of them on HAM10000 at full scale begin with the models of `skinbook strongest` and `skinbook copied`, which
+    are kept one by one.
     """
     from skinbook import runs
 

@@ -161,7 +161,12 @@ class ChapterFile(IPyNbFile):
         if self.on_lab:
             return f"find out why, or, where the change is meant, run `make refresh CHAPTERS={number}`"
         where = f"--edition {self.settings.edition} --scale {self.settings.scale}"
-        return f"find out why, or, where the change is meant, run `skinbook run {number} {where} --record`"
+        about = self.entry.get("provenance", {})
+        weights = dict.fromkeys(str(about[key]) for key in about if key == "weights" or key.startswith("weights, "))
+        why = "find out why" + (
+            f" (on record are the weights {', '.join(weights)}: are yours others?)" if weights else ""
+        )
+        return f"{why}, or, where the change is meant, run `skinbook run {number} {where} --record`"
 
     def expected(self, kind: str, stored: dict[str, Any]) -> dict[str, Any]:
         """What the reports or claims of a cell are held against: the stored ones, or this seed's of the ledger."""

@@ -45,7 +45,7 @@ def _needed(name: str) -> Any:
         return import_module(name)
     except ImportError:
         raise SkinbookError(
-            f"This needs {name}, which is not installed: pip install 'skinbook[onnx]' (or onnx and onnxruntime)."
+            f"This needs {name}, which is not installed: pip install --upgrade onnx onnxruntime."
         ) from None
 
 

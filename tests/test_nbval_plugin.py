@@ -649,6 +649,22 @@ def test_another_edition_is_held_against_its_seed_in_the_ledger_or_the_mean(inne
         items["ledger"].faults()
 
 
+def test_who_gets_other_numbers_on_real_lesions_is_told_which_weights_the_recorded_ones_began_with(
+    inner, collected, monkeypatch
+):
+    monkeypatch.setenv("SKINBOOK_EDITION", "ham10000")
+    about = {
+        "weights": "a.safetensors",
+        "weights, map": "b.safetensors",
+        "weights, head": "a.safetensors",
+        "split": "x",
+    }
+    entry = {"provenance": about, "reports": {"AUC": {"value": 0.6, "seeds": {}}}}
+    keep(inner.path, "results", "ham10000", "quick", {"03_x": entry})
+    (fault,) = ran(collected(cell("# skinbook", reported("AUC", 0.6)))["Cell 0"], reported("AUC", 0.5))
+    assert "find out why (on record are the weights a.safetensors, b.safetensors: are yours others?), or" in fault
+
+
 def test_what_is_carried_and_stderr_are_not_compared_as_text(collected):
     items = collected(cell("# skinbook"), cell("2", tags=["ledger"], count=2))
     item, of_ledger = items["Cell 0"], items["Cell 1"]

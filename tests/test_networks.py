@@ -1,4 +1,5 @@
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,24 @@ from skinbook.networks import SCRATCH, Backbone, Classifier, frozen_features, pa
 def offline(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.delenv("SKINBOOK_WEIGHTS", raising=False)
+
+
+def test_the_weights_that_the_page_on_data_tells_readers_to_make_are_found(tmp_path, monkeypatch):
+    import torchvision
+
+    page = (Path(__file__).parent.parent / "chapters" / "datasets.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    build, asked = torchvision.models.mobilenet_v2, []
+    monkeypatch.setattr(
+        torchvision.models, "mobilenet_v2", lambda weights: asked.append(weights) or build(weights=None)
+    )
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})  # the page's own lines
+    monkeypatch.setattr(torchvision.models, "mobilenet_v2", build)
+    assert asked == [torchvision.models.MobileNet_V2_Weights.IMAGENET1K_V1]
+    monkeypatch.setenv("SKINBOOK_WEIGHTS", str(tmp_path / "weights"))
+    found = Backbone("mobilenet_v2", "pretrained")
+    assert (found.weights, found.mean) == ("mobilenet_v2.safetensors", networks.IMAGENET_MEAN)
 
 
 @pytest.mark.parametrize(
