@@ -37,6 +37,7 @@ ARMS = ("limit", "skinbook", "copied", "timm")
 WORKERS = ("copied", "timm")  # the ways that open files in processes beside the training
 SOURCES = ("lab", "ham10000")
 NETWORKS = ("test_resnet", "mobilenetv3_small_050", "resnet18", "resnet50")
+PRECISIONS = ("fp32", "bf16")
 SIDES = (64, 128, 224)
 CLASSES = 7
 PHOTOGRAPHS = 128  # different ones; an epoch goes round
@@ -67,12 +68,15 @@ def cases(
     precisions: Sequence[str] = ("fp32",),
     device: str = "cpu",
 ) -> list[Case]:
-    """Every combination; SkinbookError names an unknown source."""
+    """Every combination; SkinbookError names an unknown source, or a precision that not all ways can be measured in."""
     for source in sources:
         if source not in SOURCES:
             raise SkinbookError(
                 f"{source!r} is no source of photographs for the bench; choose from {', '.join(SOURCES)}."
             )
+    for precision in precisions:
+        if precision not in PRECISIONS:
+            raise SkinbookError(f"The bench measures in {' or '.join(PRECISIONS)}, not in {precision!r}.")
     every = itertools.product(sources, sides, networks, precisions)
     return [Case(*combination, device=device) for combination in every]
 
@@ -88,6 +92,8 @@ def training(
     repeats : how many turns each way takes; the median counts.
     tell : is handed each line of the table as soon as it is known.
     """
+    if repeats < 1:
+        raise SkinbookError(f"repeats is {repeats}; expected at least 1.")
     tell(f"{'':46}{'':>9}" + "".join(f"{arm:>11}" for arm in ARMS) + f"{'÷ limit':>9}{'÷ copied':>10}{'÷ timm':>9}")
     results = []
     for case in wanted:
@@ -189,8 +195,8 @@ def _now(case: Case) -> float:
     """The clock, once the device has done what it was given to do."""
     import torch
 
-    if case.device == "cuda":
-        torch.cuda.synchronize()
+    if case.device in ("cuda", "mps"):
+        getattr(torch, case.device).synchronize()
     return time.perf_counter()
 
 
@@ -228,9 +234,7 @@ def _steps(network: Any, case: Case, batches: Iterator[tuple[Any, Any]], count: 
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
     network.train()
     started = _now(case)
-    for number, (images, labels) in enumerate(itertools.islice(batches, lead + count)):
-        if number == lead:
-            started = _now(case)
+    for number, (images, labels) in enumerate(itertools.islice(batches, lead + count), 1):
         images = images.to(case.device, non_blocking=True)
         labels = labels.to(case.device, non_blocking=True)
         with torch.autocast(case.device, torch.bfloat16, enabled=case.precision == "bf16"):
@@ -238,6 +242,8 @@ def _steps(network: Any, case: Case, batches: Iterator[tuple[Any, Any]], count: 
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
+        if number == lead:  # so that the wait for each batch that counts is counted
+            started = _now(case)
     return _now(case) - started
 
 
@@ -384,7 +390,7 @@ def save(found: dict[str, Any], file: Path) -> None:
         earlier = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         earlier = {}
-    if _undated(earlier) != _undated(found):
+    if not isinstance(earlier, dict) or _undated(earlier) != _undated(found):
         earlier = {}
     whole = earlier | found
     if "training" in found:

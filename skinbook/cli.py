@@ -140,9 +140,12 @@ def strongest_command(
     edition, _ = _dials(edition, "full")
     if record:  # before hours of training, not after them
         runs.recordable()
+    outlined = outlines and not chapter.lacking(("masks",), edition)
+    if outlined:
+        strongest_masks.precision_of(strongest_masks.Outliner())
     device = chapter.device()
     strongest.run(edition, seeds, record, jobs, bundle=bundle, file=models, device=device, tell=_tell)
-    if outlines and not chapter.lacking(("masks",), edition):
+    if outlined:
         strongest_masks.run(edition, seeds, record, device=device, tell=_tell)
 
 

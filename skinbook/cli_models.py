@@ -6,7 +6,6 @@ import contextlib
 import json
 import signal
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +14,7 @@ import typer
 
 from skinbook import config
 from skinbook.config import SkinbookError
+from skinbook.files import make_writable
 from skinbook.memory import keep_freed_memory
 
 bundle_app = typer.Typer(help="A bundle: what it says of itself, and the same model as ONNX.", no_args_is_help=True)
@@ -77,13 +77,7 @@ def train(
         dataset = evaluate_given.dataset(labelled, str(table))
     else:
         dataset = catalog.load(edition or settings.edition, settings)
-    try:
-        to.mkdir(parents=True, exist_ok=True)  # before an hour of training, not after it
-        with tempfile.TemporaryFile(dir=to):
-            pass
-    except OSError as error:
-        why = error.strerror
-        raise SkinbookError(f"{to} cannot be made a folder to write in ({why}). Choose another one.") from None
+    make_writable(to)  # before an hour of training, not after it
     bundle, report = train_bundle.train(
         dataset, recipe, settings.cache, device=chapter.device(), checkpoint=checkpoint, log=_err
     )

@@ -39,7 +39,7 @@ from skinbook.keyed import key_bits
 from skinbook.losses import class_weights
 from skinbook.networks import SCRATCH, Backbone, Classifier, parameters
 from skinbook.splits import Split, leakage_pair, lesion_split, random_split
-from skinbook.strongest import Clock, NotAtHand, keep, kept_in, ledger_run
+from skinbook.strongest import Clock, NotAtHand, keep, kept_in, ledger_run, seen
 from skinbook.training import fit, predict
 
 KINDS = ("shuffled", "unseen", "seen")
@@ -275,9 +275,10 @@ def code_of(system: System) -> str:
 
 
 def file_of(system: System, kind: str, seed: int, photographs: Photographs, folder: Path) -> Path:
-    """Where a training's scores are kept: the name changes with the system, the seed, the split and precision."""
+    """Where a training's scores are kept: the name changes with the system, the seed, split, precision and photographs."""
     fields = _own(system) | {"precision": settings().precision or system.precision}
-    known_by = key_bits(json.dumps([fields, kind, seed, photographs.split.fingerprint], sort_keys=True))
+    of = [fields, kind, seed, photographs.split.fingerprint, *seen(photographs.dataset, system.weights)]
+    known_by = key_bits(json.dumps(of, sort_keys=True))
     return folder / f"{system.name}-{system.size}-{kind}-{seed}-{known_by:016x}.npz"
 
 
@@ -623,6 +624,7 @@ def record(
                 sorted({one.about.get("precision", one.system.precision) for one in of_seed.values()})
             ),
             "minutes": sum(one.about["minutes"] for one in of_seed.values()),
+            **{key: ledger.one_or_all(one.about[key] for one in of_seed.values()) for key in ("hardware", "versions")},
         }
         found = gains(of_seed, others[seed] if others else None, photographs)
         claims = {sentence: {"above": 0.0, **_payload(gain)} for sentence, gain in found.items()}

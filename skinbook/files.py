@@ -7,6 +7,7 @@ import functools
 import hashlib
 import os
 import platform
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -83,6 +84,18 @@ def alone_in(folder: Path) -> Iterator[None]:
             stack.callback(os.close, held)
             fcntl.flock(held, fcntl.LOCK_EX)
         yield
+
+
+def make_writable(folder: Path) -> None:
+    """Make a folder where there is none; SkinbookError if that, or writing in it, is not possible."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise SkinbookError(
+            f"{folder} cannot be made a folder to write in ({reason(error)}). Choose another one."
+        ) from None
 
 
 def reason(error: OSError) -> str:

@@ -8,8 +8,11 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection, wait
 from typing import TypeVar
+
+from skinbook.config import SkinbookError
 
 Order = TypeVar("Order")
 Done = TypeVar("Done")
@@ -20,6 +23,11 @@ def carried_out(work: Callable[[Order], Done], orders: Iterable[Order], jobs: in
 
     With one job it is done here. `work` and its orders travel by pickle, so `work` is a function of a module. When one
     fails, Ctrl+C comes, or nobody asks for the rest, all processes end at once, whatever they are about.
+
+    Raises
+    ------
+    SkinbookError
+        If the system ends one of the processes.
     """
     if jobs == 1:
         yield from map(work, orders)
@@ -34,6 +42,12 @@ def carried_out(work: Callable[[Order], Done], orders: Iterable[Order], jobs: in
                 one.result()  # the first that fails, not the first of the orders
                 while asked and asked[0].done():
                     yield asked.popleft().result()
+        except BrokenProcessPool:
+            ending.close()
+            raise SkinbookError(
+                "The system has ended one of the processes, most likely for want of memory. Run this again with fewer "
+                "--jobs: what is finished is kept."
+            ) from None
         except BaseException:
             ending.close()  # else they would work on for hours, and this would wait for them
             raise

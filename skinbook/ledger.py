@@ -288,10 +288,13 @@ def entry(runs: Mapping[int, Mapping[str, Any]], date: str) -> dict[str, Any]:
     provenance = {
         "date": date,
         "code": first["code"],
-        "package": _one_or_all(runs[s]["package"] for s in seeds),
-        **{key: _one_or_all(notes[s].get(key) for s in seeds) for key in noted},
-        "hardware": _one_or_all(runs[s]["facts"]["hardware"] for s in seeds),
-        "versions": _one_or_all(runs[s]["facts"]["versions"] for s in seeds),
+        "package": one_or_all(runs[s]["package"] for s in seeds),
+        **{key: one_or_all(notes[s].get(key) for s in seeds) for key in noted},
+        # A run of several trainings may name several machines.
+        **{
+            key: one_or_all(one for s in seeds for one in _each(runs[s]["facts"][key]))
+            for key in ("hardware", "versions")
+        },
         "minutes": {str(s): round(runs[s]["minutes"], 1) for s in seeds},
     }
     return {
@@ -303,13 +306,17 @@ def entry(runs: Mapping[int, Mapping[str, Any]], date: str) -> dict[str, Any]:
     }
 
 
-def _one_or_all(values: Iterable[Any]) -> Any:
+def one_or_all(values: Iterable[Any]) -> Any:
     """The value that all share, or else the list of those that differ."""
     different: list[Any] = []
     for value in values:
         if value not in different:
             different.append(value)
     return different[0] if len(different) == 1 else different
+
+
+def _each(found: Any) -> list[Any]:
+    return found if isinstance(found, list) else [found]
 
 
 def _over_seeds(seeds: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
@@ -486,13 +493,12 @@ def verdict_over_seeds(found: Mapping[str, Any]) -> str:
 
 def machines(about: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The hardware that a provenance names: one dictionary, or one for each machine that its seeds ran on."""
-    found = about["hardware"]
-    return found if isinstance(found, list) else [found]
+    return _each(about["hardware"])
 
 
 def versions(about: Mapping[str, Any]) -> dict[str, str]:
     """The versions that a provenance names, of each package all that its seeds ran with."""
-    found = about["versions"] if isinstance(about["versions"], list) else [about["versions"]]
+    found = _each(about["versions"])
     names = dict.fromkeys(name for one in found for name in one)
     return {name: " and ".join(dict.fromkeys(str(one[name]) for one in found if name in one)) for name in names}
 

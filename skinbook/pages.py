@@ -116,7 +116,8 @@ def _named_results(wanted_lines: str, pages: str) -> str:
     if not rows:
         return "Nothing is recorded yet."
     table = _table(["Chapter", "On HAM10000", "Measured", "95 % interval", "Seeds"], rows)
-    when = f"Recorded {' and '.join(sorted(dates))}, the chapters at quick scale."
+    first, last = min(dates), max(dates)
+    when = f"Recorded {first if first == last else f'from {first} to {last}'}, the chapters at quick scale."
     return f"{table}\n\n{when} [All results]({pages}results.md), and where they come from."
 
 

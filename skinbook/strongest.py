@@ -7,6 +7,7 @@ so the work can be stopped at any moment and go on elsewhere. The choice (`choos
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 import time
@@ -31,11 +32,12 @@ from skinbook.data import pixels
 from skinbook.data.schema import Dataset
 from skinbook.evaluate_given import Report
 from skinbook.evaluation import Evaluation, Interval, difference, softmax
-from skinbook.files import replaced
+from skinbook.files import make_writable, replaced
 from skinbook.jobs import carried_out
 from skinbook.keyed import key_bits
 from skinbook.losses import LogitAdjusted, log_prior
 from skinbook.networks import SCRATCH, Backbone, Classifier
+from skinbook.reading import one_line
 from skinbook.splits import Split, lesion_split
 from skinbook.train_bundle import CHANGES, LICENCES, ON, Recipe, choose_operating_point, judged, rows_of
 from skinbook.training import fit, predict
@@ -96,8 +98,21 @@ def plan(file: Path | None = None) -> Plan:
         told = tomllib.loads(file.read_text(encoding="utf-8"))
         entrants = tuple(Entrant(name, **about) for name, about in told.pop("models").items())
         return Plan(entrants, **told)
-    except (OSError, tomllib.TOMLDecodeError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise SkinbookError(f"{file.name} is not a list of models ({error}). Restore it from git.") from None
+
+
+def seen(dataset: Dataset, weights: str, what: str = "images") -> list[str]:
+    """Fingerprints of what a training sees: the photographs, the masks if `what` says so, the lab's backbone if it is one.
+
+    Other photographs may have the same names: HAM10000's in another size, the lab's of other code.
+    """
+    ids = tuple(dataset.table["image_id"])
+    sources = [dataset.images, *([dataset.masks] if what == "masks" else ())]
+    found = [source.fingerprint(list(ids)) for source in sources if source is not None]
+    if weights == "lab":
+        found.append(hashlib.sha256(book_data("lab_backbone.safetensors").read_bytes()).hexdigest()[:16])
+    return found
 
 
 @dataclass(frozen=True)
@@ -115,6 +130,10 @@ class Lesions:
         number = {dx: k for k, dx in enumerate(dataset.classes)}
         labels = dataset.table["dx"].map(number).to_numpy(dtype=np.int64)
         return cls(dataset, split, labels, rows_of(dataset, split))
+
+    def seen(self, weights: str, what: str = "images") -> list[str]:
+        """What is known of the photographs (or `what="masks"` besides) and of the lab's backbone, for names of files."""
+        return seen(self.dataset, weights, what)
 
     @property
     def prior(self) -> torch.Tensor:
@@ -140,9 +159,15 @@ class Trained:
 
 
 def file_of(entrant: Entrant, seed: int, lesions: Lesions, folder: Path) -> Path:
-    """Where a training's scores are kept: the name changes with the model's fields, the seed, the split and precision."""
+    """Where a training's scores are kept: its name changes with all that they come from.
+
+    That is the model's fields, the seed, the split, the precision, the photographs, and the lab's backbone if it begins
+    with that.
+    """
     fields = asdict(entrant) | {"precision": settings().precision or entrant.precision}
-    known_by = key_bits(json.dumps([fields, seed, lesions.split.fingerprint], sort_keys=True))
+    known_by = key_bits(
+        json.dumps([fields, seed, lesions.split.fingerprint, *lesions.seen(entrant.weights)], sort_keys=True)
+    )
     return folder / f"{key_bits(entrant.name):016x}-{seed}-{known_by:016x}.npz"
 
 
@@ -242,7 +267,10 @@ class Clock:
 
     def __init__(self, file: Path) -> None:
         self.file, self.started = file, time.monotonic()
-        self.before = float(file.read_text(encoding="utf-8")) if file.exists() else 0.0
+        try:
+            self.before = float(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # none yet, or what a copy that broke off has left
+            self.before = 0.0
 
     def keep(self) -> float:
         minutes = self.before + (time.monotonic() - self.started) / 60
@@ -322,6 +350,8 @@ def run(
 
     if seeds < 1 or jobs < 1:
         raise SkinbookError(f"{seeds} seeds and {jobs} jobs: expected at least one of each.")
+    if bundle is not None:  # before hours of training, not after them
+        make_writable(bundle)
     wanted, about = plan(file), settings()
     folder = folder or about.cache / "strongest" / edition
     lesions = Lesions.of(catalog.load(edition, about))
@@ -344,7 +374,9 @@ def run(
     if recorded:
         for written in record(chosen, lesions, edition):
             tell(f"Recorded in data/results/{written.name}")
-    if bundle is not None and OWN in chosen:
+    if bundle is not None and OWN not in chosen:
+        tell("No model that began with the book's own weights was trained, so no bundle is saved.")
+    elif bundle is not None:
         best = max(chosen[OWN].values(), key=lambda one: by_validation(one, lesions, wanted.metric))
         model, report = bundle_of(best.members[0], lesions, about.cache, device, tell)
         model.save(bundle)
@@ -403,7 +435,10 @@ def kept_in(file: Path, made_of: Callable[[dict[str, Any], dict[str, np.ndarray]
         with np.load(file, allow_pickle=False) as held:
             about = json.loads(held["about"].tobytes())
             return made_of(about, {name: held[name].astype(np.float64) for name in held.files if name != "about"})
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+    except (
+        *(OSError, EOFError, ValueError, KeyError, TypeError),
+        *(RuntimeError, zipfile.BadZipFile, zlib.error),  # the first of a bit that says it is encrypted
+    ) as error:
         raise SkinbookError(
             f"The scores {file} cannot be read ({error}). Delete the file; what it holds is trained anew."
         ) from None
@@ -505,6 +540,7 @@ def _run(chosen: Chosen, lesions: Lesions) -> dict[str, Any]:
         **first,
         "code": first["code"] if single else f"{key_bits(' + '.join(names)):016x}"[:12],
         "minutes": sum(member.about["minutes"] for member in chosen.members),
+        **{key: ledger.one_or_all(member.about[key] for member in chosen.members) for key in ("hardware", "versions")},
         "package": ", ".join(dict.fromkeys(member.about["package"] for member in chosen.members)),
         "weights": ", ".join(dict.fromkeys(member.about["weights"] for member in chosen.members)),
         "precision": ", ".join(
@@ -544,7 +580,13 @@ def bundle_of(
     entrant, dataset = trained.entrant, lesions.dataset
     network = Classifier(Backbone(entrant.network, "none"), len(dataset.classes))
     network.backbone.mean, network.backbone.std = (tuple(trained.about[name]) for name in ("mean", "std"))
-    network.load_state_dict(load_file(trained.weights))
+    try:
+        network.load_state_dict(load_file(trained.weights))
+    except Exception as error:  # a damaged file can raise nearly anything
+        raise SkinbookError(
+            f"The weights {trained.weights} cannot be read ({one_line(str(error))}). Bring them from where they were "
+            f"trained, or delete {trained.weights.with_suffix('.npz').name} beside them: then they are trained anew."
+        ) from None
     with torch.no_grad():
         network.head.bias.add_(entrant.strength * lesions.prior)
     about = (

@@ -27,6 +27,7 @@ from skinbook.files import replaced
 from skinbook.keyed import key_bits
 from skinbook.losses import dice_loss
 from skinbook.memory import keep_freed_memory
+from skinbook.networks import is_short_of_memory, short_of_memory
 from skinbook.segmentation import UNet, iou, predict_masks
 from skinbook.strongest import Lesions, ledger_run
 from skinbook.training import faster_precision
@@ -63,13 +64,10 @@ def train(
 
     SkinbookError if the loss stops being a number (nothing is kept then), or the precision is fp16.
     """
-    precision = settings().precision or recipe.precision
-    if precision == "fp16":  # whose gradients would have to be scaled
-        raise SkinbookError(
-            "The outline is not trained in fp16: set SKINBOOK_PRECISION to fp32, bf16 or auto, or unset it."
-        )
+    precision = precision_of(recipe)
     fields = asdict(recipe) | {"precision": precision}
-    known_by = key_bits(json.dumps([fields, seed, lesions.split.fingerprint], sort_keys=True))
+    of = [fields, seed, lesions.split.fingerprint, *lesions.seen(recipe.weights, "masks")]
+    known_by = key_bits(json.dumps(of, sort_keys=True))
     kept = folder / f"outline-{seed}-{known_by:016x}.json"
     if kept.exists():
         return kept
@@ -111,6 +109,9 @@ def train(
             optimizer.step()
             rate.step()
             losses.append(loss.item())
+        # The last step may have spoiled weights that no loss has seen; their answers would count as a miss.
+        if not all(torch.isfinite(tensor).all() for tensor in network.state_dict().values()):
+            raise SkinbookError(f"Seed {seed}, epoch {epoch + 1}: the weights are no numbers. Lower the learning rate.")
         overlap = iou(predict_masks(network, batches("validation")) >= 0.5, masks[lesions.rows["validation"]] > 0)
         log(f"seed {seed}, epoch {epoch + 1}: loss {np.mean(losses):.3f}, validation IoU {overlap.mean():.3f}")
     overlap = iou(predict_masks(network, batches("test")) >= 0.5, masks[lesions.rows["test"]] > 0)
@@ -129,6 +130,16 @@ def train(
     with replaced(kept) as partial:
         partial.write_text(json.dumps(found) + "\n", encoding="utf-8")
     return kept
+
+
+def precision_of(recipe: Outliner) -> str:
+    """The precision that a recipe or `SKINBOOK_PRECISION` asks for; SkinbookError if it is fp16."""
+    precision = settings().precision or recipe.precision
+    if precision == "fp16":  # whose gradients would have to be scaled
+        raise SkinbookError(
+            "The outline is not trained in fp16: set SKINBOOK_PRECISION to fp32, bf16 or auto, or unset it."
+        )
+    return precision
 
 
 def loss_of(logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
@@ -174,7 +185,12 @@ def run(
     repeatable_sums()
     lesions = Lesions.of(catalog.load(edition, about))
     folder = folder or about.cache / "strongest" / edition
-    files = [train(recipe, seed, lesions, folder, about.cache, device, tell) for seed in range(seeds)]
+    try:
+        files = [train(recipe, seed, lesions, folder, about.cache, device, tell) for seed in range(seeds)]
+    except Exception as error:
+        if not is_short_of_memory(error):
+            raise
+        raise short_of_memory(recipe.batch_size, device) from None
     if recorded:
         # Files of before hold no precision: then it was always the recipe's.
         held = [json.loads(file.read_text(encoding="utf-8")) for file in files]

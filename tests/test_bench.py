@@ -4,7 +4,7 @@ import gc
 import json
 import mmap
 import subprocess
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -109,11 +109,12 @@ def test_the_middle_of_an_epoch_is_timed():
             taken.append(number)
             yield torch.zeros(2, 3), torch.zeros(2, dtype=torch.long)
 
-    clock, network = iter([10.0, 13.0, 20.0]), torch.nn.Linear(3, 2)
+    clock, network, when = iter([10.0, 13.0, 20.0]), torch.nn.Linear(3, 2), []
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(bench, "_now", lambda case: next(clock))
+        patched.setattr(bench, "_now", lambda case: (when.append(len(taken)), next(clock))[1])
         assert bench._steps(network, CASE, batches(), 5, lead=2) == 7.0
     assert taken == list(range(7))
+    assert when == [0, 2, 7]  # five steps, and the wait for each of their batches
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(bench, "cores", lambda: 3)
         assert bench._longer(CASE, 20) == 20 + (2 + 2 * 3) * 4
@@ -150,6 +151,32 @@ def test_a_way_that_takes_too_long_is_given_up(monkeypatch):
 def test_an_unknown_source_is_refused():
     with pytest.raises(SkinbookError, match=r"'moles' is no source of photographs .* lab, ham10000"):
         bench.cases(["moles"])
+
+
+def test_what_the_ways_cannot_be_compared_in_is_refused():
+    with pytest.raises(SkinbookError, match=r"measures in fp32 or bf16, not in 'fp16'"):
+        bench.cases(precisions=["fp32", "fp16"])
+    with pytest.raises(SkinbookError, match="repeats is 0; expected at least 1"):
+        bench.training([CASE], repeats=0)
+
+
+@pytest.mark.parametrize("device", ["cuda", "mps"])
+def test_the_clock_waits_for_the_device(device, monkeypatch):
+    import torch
+
+    waited = []
+    monkeypatch.setattr(getattr(torch, device), "synchronize", lambda: waited.append(device))
+    bench._now(replace(CASE, device=device))
+    assert waited == [device]
+    bench._now(CASE)
+    assert waited == [device]
+
+
+def test_a_file_of_something_else_is_no_earlier_run(tmp_path):
+    file = tmp_path / "bench.json"
+    file.write_text("[1]", encoding="utf-8")
+    bench.save({"machine": {"cores": 2}}, file)
+    assert json.loads(file.read_text(encoding="utf-8")) == {"machine": {"cores": 2}}
 
 
 def test_the_lab_is_drawn_once_as_jpegs_of_a_camera(tmp_path, monkeypatch):

@@ -132,6 +132,15 @@ def test_outlines_are_for_editions_with_masks(monkeypatch):
     assert asked == [("models", "ham10000"), ("outlines", "ham10000"), ("models", "bcn20000")]
 
 
+def test_what_an_outline_cannot_be_trained_in_is_told_before_the_models_are(monkeypatch, capsys):
+    from skinbook import strongest
+
+    monkeypatch.setattr(strongest, "run", lambda *_, **__: pytest.fail("the models were trained"))
+    monkeypatch.setenv("SKINBOOK_PRECISION", "fp16")
+    assert call(monkeypatch, "strongest", "--edition", "ham10000") == 2
+    assert "not trained in fp16" in capsys.readouterr().err
+
+
 def test_everything_at_full_scale_is_one_command(monkeypatch):
     from skinbook import chapter, copied, strongest, strongest_masks
 

@@ -18,6 +18,7 @@ from skinbook.copied import KINDS, Photographs, System, Trained
 from skinbook.evaluation import Interval
 from skinbook.keyed import key_bits
 from skinbook.networks import parameters
+from skinbook.strongest import seen
 
 # One process draws or loads what these share (with `--dist loadgroup`, as `make unit` has it).
 pytestmark = pytest.mark.xdist_group("copied")
@@ -191,7 +192,7 @@ def test_scores_that_are_damaged_are_named(photographs, tmp_path):
 
 
 def test_trainings_of_another_precision_have_files_of_their_own(photographs, tmp_path, monkeypatch):
-    about = [copied._own(TINY), "seen", 0, photographs.split.fingerprint]  # as files were named before
+    about = [copied._own(TINY), "seen", 0, photographs.split.fingerprint, *seen(photographs.dataset, TINY.weights)]
     for precision in ("", "fp32", "bf16"):
         monkeypatch.setenv("SKINBOOK_PRECISION", precision)
         file = copied.file_of(TINY, "seen", 0, photographs, tmp_path)

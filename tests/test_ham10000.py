@@ -81,6 +81,8 @@ def change(row: int, column: str, value: str) -> list[list]:
         (change(6, "sex", "w"), r"row 8, column sex: found 'w', expected female, male, or empty"),
         (change(6, "dx_type", "guess"), r"row 8, column dx_type: found 'guess'"),
         (change(6, "lesion_id", ""), r"row 8, column lesion_id"),
+        (change(6, "lesion_id", "NaN"), r"row 8, column lesion_id"),
+        (change(6, "lesion_id", "unknown"), r"row 8, column lesion_id"),
         ([], r"has a header and no rows"),
     ],
 )

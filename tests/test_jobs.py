@@ -67,6 +67,17 @@ def test_the_first_that_fails_ends_the_others(tmp_path: Path):
     assert not (tmp_path / "pipe.late").exists(), "the first worked on"
 
 
+def end_or_square(number: int) -> int:
+    if number == 3:
+        os._exit(9)  # as the system does where memory is short
+    return number**2
+
+
+def test_a_process_that_the_system_ends_is_told_with_a_remedy():
+    with pytest.raises(SkinbookError, match=r"for want of memory\. Run this again with fewer --jobs"):
+        list(jobs.carried_out(end_or_square, [1, 3], 2))
+
+
 @pipes
 def test_a_killed_command_leaves_nobody_working(tmp_path: Path):
     program, pipe = tmp_path / "program.py", tmp_path / "pipe"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 import shutil
+import time
 
 import numpy as np
 import pandas as pd
@@ -184,6 +186,20 @@ def test_a_faster_process_is_no_fault(few, tmp_path, monkeypatch):
     monkeypatch.setattr(lab, "_draw_chunk", overtaken)
     assert len(lab.load(tmp_path, progress=False).table)
     assert len(list((tmp_path / "lab").iterdir())) == 1
+
+
+def test_what_a_killed_drawing_left_is_in_nobodys_way_and_goes_in_time(few, tmp_path, monkeypatch):
+    """In a container every process may have the same number, and a cache may be shared by several."""
+    folder = tmp_path / "lab" / lab._fingerprint(0, 0.0)
+    left = [folder.with_name(f"{folder.name}.partial-{what}") for what in (os.getpid(), "old", "young")]
+    for one in left:
+        one.mkdir(parents=True)
+        (one / "photographs.npy").touch()
+    long_ago = time.time() - 25 * 60 * 60
+    os.utime(left[1], (long_ago, long_ago))
+    assert len(lab.load(tmp_path, progress=False).table)
+    assert {path.name for path in folder.parent.iterdir()} == {folder.name, left[0].name, left[2].name}
+    assert lab._fingerprint(0, 1) == lab._fingerprint(0, 1.0)
 
 
 def test_a_damaged_cache_is_named(small_lab, tmp_path):

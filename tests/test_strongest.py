@@ -114,6 +114,76 @@ def test_scores_that_are_damaged_are_named(kept, tmp_path):
     damaged.write_bytes(kept.read_bytes()[:-200])
     with pytest.raises(SkinbookError, match=r"scores\.npz.*Delete"):
         strongest.load(damaged)
+    whole = kept.read_bytes()
+    flags = whole.index(b"PK\1\2") + 8
+    encrypted = [whole[:flags] + flag + whole[flags + 1 :] for flag in (b"\x01", b"\x20", b"\x40")]
+    for data in (b"", whole[:40], *encrypted):
+        damaged.write_bytes(data)
+        with pytest.raises(SkinbookError, match=r"scores\.npz.*Delete"):
+            strongest.load(damaged)
+
+
+def test_a_clock_that_a_copy_has_cut_off_begins_anew(tmp_path):
+    file = tmp_path / "x.minutes"
+    file.write_text("2.5", encoding="utf-8")
+    assert strongest.Clock(file).before == 2.5
+    file.write_text("", encoding="utf-8")
+    assert strongest.Clock(file).keep() < 0.1
+
+
+def test_other_photographs_of_the_same_names_are_trained_on_anew(lesions, tmp_path, monkeypatch):
+    """HAM10000 in another size has the same names and the same split; so has the lab after its code was changed."""
+
+    def names():
+        outline = strongest_masks.Outliner(weights="lab")
+        found = [strongest.file_of(one, 0, lesions, tmp_path) for one in (TINY, replace(TINY, weights="none"))]
+        return [path.name for path in found] + lesions.seen(outline.weights, "masks")
+
+    before = names()
+    assert before == names()
+    monkeypatch.setattr(type(lesions.dataset.images), "fingerprint", lambda self, ids: "others")
+    assert not set(before[:2]) & set(names()[:2])
+    monkeypatch.undo()
+    backbone = tmp_path / "lab_backbone.safetensors"
+    backbone.write_bytes(b"trained anew")
+    monkeypatch.setattr(strongest, "book_data", lambda name: tmp_path / name)
+    assert [a == b for a, b in zip(before[:2], names()[:2], strict=True)] == [False, True]
+
+
+def test_a_bundle_without_its_weights_says_what_to_bring(lesions, kept, cache, tmp_path):
+    for data in (None, b"damaged"):
+        weights = tmp_path / "of.safetensors"
+        if data is not None:
+            weights.write_bytes(data)
+        with pytest.raises(SkinbookError, match=r"of\.safetensors cannot be read .*Bring them .*or delete of\.npz"):
+            strongest.bundle_of(replace(strongest.load(kept), weights=weights), lesions, cache)
+
+
+def test_a_bundle_that_cannot_be_saved_is_told_before_the_training_and_one_that_is_not_made_after_it(
+    lesions, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("skinbook.data.catalog.load", lambda *_: lesions.dataset)
+    monkeypatch.setattr(strongest, "load", lambda kept: made_up(lesions, "other", 1, 1))
+    (tmp_path / "taken").touch()
+    monkeypatch.setattr(strongest, "carried_out", lambda *_: pytest.fail("a training was begun"))
+    with pytest.raises(SkinbookError, match="taken cannot be made a folder to write in"):
+        strongest.run("lab", 1, bundle=tmp_path / "taken", folder=tmp_path)
+    monkeypatch.setattr(strongest, "carried_out", lambda *_: [("kept", "")])
+    told = []
+    strongest.run("lab", 1, bundle=tmp_path / "b", folder=tmp_path, tell=told.append)
+    assert told[-1] == "No model that began with the book's own weights was trained, so no bundle is saved."
+
+
+def test_an_ensemble_names_every_machine_of_its_members(lesions, tmp_path, monkeypatch):
+    monkeypatch.setattr(ledger, "book_data", lambda *parts: tmp_path.joinpath(*parts))
+    here, there = made_up(lesions, "a", 2, 2), made_up(lesions, "b", 2, 2)
+    gpu = {"accelerator": "a GPU", "cores": 16, "cpu": "another"}
+    there = replace(there, about={**there.about, "hardware": gpu})
+    strongest.record({ENSEMBLE: {seed: Chosen((here, there)) for seed in (0, 1)}}, lesions, "lab")
+    about = ledger.read("results", "lab", "full", ENSEMBLE)["provenance"]
+    assert ledger.machines(about) == [here.about["hardware"], gpu]
+    assert "a GPU" in ledger.provenance_line(about, "lab", "full")
+    assert about["versions"] == here.about["versions"]
 
 
 def test_a_model_without_its_weights_or_its_device_is_left_out(lesions, cache, tmp_path, monkeypatch):
@@ -274,14 +344,17 @@ def test_the_book_s_list_of_models_can_be_read(tmp_path):
     assert len({one.name for one in wanted.entrants}) == len(wanted.entrants)
     wrong = tmp_path / "models.toml"
     wrong.write_text('[models."x"]\nnetwork = "resnet18"\nepoch = 3\n', encoding="utf-8")
-    with pytest.raises(SkinbookError, match=r"models\.toml is not a list of models.*Restore"):
-        strongest.plan(wrong)
+    for text in (wrong.read_bytes(), b"models = 3", b"[[models]]", b"# \xe4", b"models = {x = 3}"):
+        wrong.write_bytes(text)
+        with pytest.raises(SkinbookError, match=r"models\.toml is not a list of models.*Restore"):
+            strongest.plan(wrong)
 
 
 def test_an_outline_s_name_follows_its_precision(lesions, tmp_path, monkeypatch):
     monkeypatch.delenv("SKINBOOK_PRECISION", raising=False)
     recipe = strongest_masks.Outliner()
-    known_by = key_bits(json.dumps([asdict(recipe), 0, lesions.split.fingerprint], sort_keys=True))
+    of = [asdict(recipe), 0, lesions.split.fingerprint, *lesions.seen("lab", "masks")]
+    known_by = key_bits(json.dumps(of, sort_keys=True))
     kept = tmp_path / f"outline-0-{known_by:016x}.json"
     kept.touch()
 
@@ -327,6 +400,21 @@ def test_an_outline_is_learned_kept_and_judged(tmp_path, monkeypatch):
     broken = replace(recipe, learning_rate=1e30)
     with pytest.raises(SkinbookError, match=r"The loss is (nan|inf) in seed 0, epoch 1, batch [2-9] \(LAB_"):
         strongest_masks.run("ham10000", 1, recipe=broken, folder=tmp_path / "broken")
+    assert not list((tmp_path / "broken").iterdir())
+    step = torch.optim.AdamW.step
+
+    def spoils(self, *given, **named):
+        done = step(self, *given, **named)
+        self.param_groups[0]["params"][-1].data.fill_(torch.nan)
+        return done
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.optim.AdamW, "step", spoils)
+        with pytest.raises(SkinbookError, match="Seed 0, epoch 1: the weights are no numbers"):
+            strongest_masks.run("ham10000", 1, recipe=replace(recipe, batch_size=999), folder=tmp_path / "broken")
+        patched.setattr(torch.optim.AdamW, "step", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("no more")))
+        with pytest.raises(SkinbookError, match=r"does not suffice for a batch of 16 .*batch_size=8"):
+            strongest_masks.run("ham10000", 1, recipe=recipe, folder=tmp_path / "broken")
     assert not list((tmp_path / "broken").iterdir())
     assert told["provenance"]["precision"] == "bf16"
     for asked, taken in {"fp32": ("fp32",), "auto": ("fp32", "bf16")}.items():

@@ -39,7 +39,8 @@ def columns(path: Path) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "image_id": raw["image_id"],
-            "lesion_id": raw["lesion_id"],
+            # A word for "unknown" is no lesion's name: photographs that share it would count as one lesion.
+            "lesion_id": raw["lesion_id"].mask(raw["lesion_id"].str.lower().isin(tables.MISSING), ""),
             "dx": raw["dx"].str.lower(),
             "dx_type": tables.known(raw["dx_type"]),
             "age": tables.numbers(raw["age"]),

@@ -7,11 +7,14 @@ Everything comes from `skinbook.keyed`, so the lab is the same on every machine.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import multiprocessing
 import os
 import shutil
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -268,7 +271,7 @@ FILES = (
 
 def _fingerprint(seed: int, shortcut: float) -> str:
     """Changes with the seed, the shortcut and the code that draws."""
-    digest = hashlib.blake2b(f"{seed} {shortcut!r}".encode(), digest_size=8)
+    digest = hashlib.blake2b(f"{seed} {float(shortcut)!r}".encode(), digest_size=8)
     for source in (__file__, dermoscopy.__file__, drawing.__file__, keyed.__file__):
         digest.update(Path(source).read_bytes())
     return digest.hexdigest()
@@ -276,7 +279,8 @@ def _fingerprint(seed: int, shortcut: float) -> str:
 
 def _render_into(folder: Path, tasks: list[Task], progress: bool) -> None:
     """Draw all photographs into a folder of .npy files, which appears only when it is complete."""
-    partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
+    # Not by the number of this process, which another one has, too, where a cache is shared by containers.
+    partial = folder.with_name(f"{folder.name}.partial-{uuid.uuid4().hex}")
     try:
         partial.mkdir(parents=True)
         with ExitStack() as stack:
@@ -302,6 +306,14 @@ def _render_into(folder: Path, tasks: list[Task], progress: bool) -> None:
             ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _clear(folder: Path) -> None:
+    """Remove what drawings that were killed have left: nobody draws for a day."""
+    with contextlib.suppress(OSError):
+        for left in folder.glob("*.partial-*"):
+            if time.time() - left.stat().st_mtime > 24 * 60 * 60:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 class Photographs:
@@ -351,6 +363,7 @@ def load(cache: Path, *, seed: int = 0, shortcut: float = 0.0, progress: bool = 
     fingerprint = _fingerprint(seed, shortcut)
     folder = Path(cache) / "lab" / fingerprint
     if not folder.is_dir():
+        _clear(folder.parent)
         _render_into(folder, _tasks(truth, seed), progress)
     photographs, lesions, structures = (_open(folder / name, (len(truth), *shape)) for name, shape, _ in FILES)
     return Dataset(
