@@ -152,6 +152,13 @@ def move_repository(url: str, home: Path = HOME) -> list[Path]:
 
 # Pairs and outputs
 
+# What the rendered book hides until it is clicked at, in the words of Jupyter, Colab and Kaggle.
+_CODE = {"cellView": "form", "_kg_hide-input": True}
+FOLDED: dict[str, dict[str, Any]] = {
+    "hide-input": {**_CODE, "jupyter": {"source_hidden": True}},
+    "hide-cell": {**_CODE, "_kg_hide-output": True, "jupyter": {"source_hidden": True, "outputs_hidden": True}},
+}
+
 
 def pair(name: str, source: str = "text", home: Path = HOME) -> None:
     """Bring a chapter's notebook in line with its text twin, or (`source="notebook"`) the other way round.
@@ -165,6 +172,8 @@ def pair(name: str, source: str = "text", home: Path = HOME) -> None:
     if source == "notebook" or not text.is_file():
         cells = nbformat.read(notebook, as_version=4)
         cells.metadata["jupytext"] = {"formats": "ipynb,md:myst"}
+        for cell in cells.cells:
+            _unfolded(cell)
         written = jupytext.writes(cells, fmt="md:myst")
     else:
         written = text.read_text(encoding="utf-8")
@@ -202,7 +211,16 @@ def _notebook_text(cells) -> str:
         digest = hashlib.blake2b(f"{cell.cell_type}\n{cell.source}".encode(), digest_size=4).hexdigest()
         seen[digest] = seen.get(digest, 0) + 1
         cell.id = f"{digest}-{seen[digest]}"
+        _unfolded(cell)
+        for tag in cell.metadata.get("tags", ()):
+            cell.metadata.update(FOLDED.get(tag, {}))
     return nbformat.writes(nbformat.from_dict(cells)) + "\n"
+
+
+def _unfolded(cell) -> None:
+    """Take the words of `FOLDED` off a cell: its tags say them all, and the text twin has no others."""
+    for key in {key for words in FOLDED.values() for key in words}:
+        cell.metadata.pop(key, None)
 
 
 def _write(path: Path, text: str) -> None:

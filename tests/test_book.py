@@ -355,6 +355,29 @@ def test_the_other_way_round(home):
     assert cells(home)[2].source == "a + 3"
 
 
+@pytest.mark.parametrize(("tag", "outputs"), [("hide-cell", True), ("hide-input", False)])
+def test_what_the_page_hides_is_hidden_in_jupyter_colab_and_kaggle_and_the_text_twin_has_the_tag_alone(
+    home, tag, outputs
+):
+    text = home / "chapters" / "07_trial.md"
+    before = text.read_text(encoding="utf-8")
+    text.write_text(before.replace("a + 1", f":tags: [{tag}]\n\na + 1"), encoding="utf-8")
+    book.pair("07_trial", home=home)
+    _, plain, hidden = cells(home)
+    assert hidden.metadata.tags == [tag]
+    assert hidden.metadata.jupyter.source_hidden
+    assert hidden.metadata.jupyter.get("outputs_hidden", False) == outputs
+    assert hidden.metadata.cellView == "form"
+    assert hidden.metadata["_kg_hide-input"]
+    assert hidden.metadata.get("_kg_hide-output", False) == outputs
+    assert set(plain.metadata) <= {"tags"}
+    book.pair("07_trial", source="notebook", home=home)
+    assert f"```{{code-cell}}\n:tags: [{tag}]\n\na + 1\n```" in text.read_text(encoding="utf-8")
+    text.write_text(before, encoding="utf-8")
+    book.pair("07_trial", home=home)
+    assert "jupyter" not in cells(home)[2].metadata
+
+
 def test_refreshing_runs_on_lab_and_quick_whatever_is_set(home, monkeypatch):
     monkeypatch.setenv("SKINBOOK_EDITION", "ham10000")
     monkeypatch.setenv("SKINBOOK_SEED", "7")
