@@ -569,7 +569,10 @@ def _result_cells(found: Mapping[str, Any]) -> list[str]:
 
 
 def _alike(found: Mapping[str, Any], part: str) -> str:
-    """One of a result's three numbers, with the decimals that all three need."""
+    """One of a result's three numbers, with the decimals that all three need; a count, such as 405.0, as a count."""
+    number = found[part]
+    if found["low"] is None and isinstance(number, float) and number.is_integer() and abs(number) > 1:
+        return shown(int(number))
     return shown(found[part], digits=decimals(found["value"], found["low"], found["high"]))
 
 

@@ -553,6 +553,14 @@ def test_a_front_page_with_a_number_typed_by_hand_is_stale():
     assert pages.with_results(typed) == page
 
 
+@pytest.mark.parametrize(
+    ("value", "low", "cell"),
+    [(3800583.0, None, "3,800,583"), (1.0, None, "1.00"), (2.0, 1.5, "2.00"), (12, None, "12")],
+)
+def test_a_count_is_shown_as_one_whoever_recorded_it(value, low, cell):
+    assert pages._result_cells({"value": value, "low": low, "high": low, "seeds": {"0": {}}})[0] == cell
+
+
 def test_the_page_of_results_shows_the_whole_ledger(monkeypatch):
     from skinbook import ledger
 
