@@ -61,8 +61,9 @@ def maps(
         raise SkinbookError(f"{method!r} is not a method that skinbook knows; it knows {', '.join(METHODS)}.")
     if layer is None or all(layer is not module for module in network.modules()):
         raise SkinbookError("The target layer is not a layer of this network: name one, such as network.backbone.")
-    if targets is not None and len(targets) != len(batches.rows):
-        raise SkinbookError(f"{len(batches.rows)} photographs need as many targets; got {len(targets)}.")
+    network.eval().to(batches.device)
+    if targets is not None:
+        targets = _fitting(targets, network, batches)
     import pytorch_grad_cam
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
@@ -71,17 +72,30 @@ def maps(
     quiet = contextlib.redirect_stderr(io.StringIO()) if method == "score-cam" else contextlib.nullcontext()
     kind = getattr(pytorch_grad_cam, METHODS[method])
     with (
-        _walk_back_ends_at(
-            layer, network.eval().to(batches.device)
-        ),  # first, so that the library sees what it hands on
+        _walk_back_ends_at(layer, network),  # first, so that the library sees what it hands on
         quiet,
-        kind(network, [layer], reshape_transform=reshape) as cam,
+        contextlib.ExitStack() as after,
     ):
+        cam = kind(network, [layer], reshape_transform=reshape)
+        # Not `with cam`, which takes an IndexError, and with it all maps that were still to come, for a good end.
+        after.callback(cam.activations_and_grads.release)
         for batch in batches.epoch():
             wanted = None if targets is None else targets[start : (start := start + len(batch.rows))]
             asked = None if wanted is None else [ClassifierOutputTarget(int(target)) for target in wanted]
             collected.append(cam(input_tensor=batch.inputs, targets=asked))
     return np.concatenate(collected)
+
+
+def _fitting(targets: np.ndarray, network: nn.Module, batches: Batches) -> np.ndarray:
+    """The targets as an array of int, one for each row; SkinbookError if they are other, or no classes of the network's."""
+    targets = np.asarray(targets)
+    if len(targets) != len(batches.rows):
+        raise SkinbookError(f"{len(batches.rows)} photographs need as many targets; got {len(targets)}.")
+    with torch.no_grad():
+        classes = network(next(batches.epoch()).inputs[:1]).shape[1]
+    if not np.issubdtype(targets.dtype, np.integer) or ((targets < 0) | (targets >= classes)).any():
+        raise SkinbookError(f"The targets are not whole numbers from 0 to {classes - 1}, the classes of this network.")
+    return targets
 
 
 @contextlib.contextmanager
@@ -131,7 +145,8 @@ def centred(maps):
     """
     count, side, _ = maps.shape
     from_middle = np.abs(np.arange(side) - (side - 1) / 2)
-    order = np.hypot(*np.meshgrid(from_middle, from_middle)).ravel().argsort()
+    away = np.hypot(*np.meshgrid(from_middle, from_middle)).ravel()
+    order = away.argsort(kind="stable")  # ties in one order on every processor
     moved = np.empty((count, side * side), maps.dtype)
     moved[:, order] = np.sort(maps.reshape(count, -1))[:, ::-1]
     return moved.reshape(maps.shape)
@@ -150,7 +165,7 @@ def cascade(network, inputs, stages=4, seed=0):
     The first has random weights in its last layer, the next also in the last of `stages` parts of the others, and so on.
     inputs : photographs as the network sees them, from which normalisation layers learn their statistics anew.
     """
-    network = deepcopy(network)
+    network = deepcopy(network).eval()
     layers = [m for m in network.modules() if hasattr(m, "reset_parameters")][::-1]
     torch.manual_seed(seed)
     parts = np.array_split(np.arange(1, len(layers)), stages)
@@ -194,12 +209,22 @@ def erased(
     order : float (rows, side, side), a map: its highest places go first.
     targets : int (rows,), the class whose probability is followed.
     insert : False to blur more and more of the photograph, True to start blurred and sharpen more and more of it.
-    blur : standard deviation, as a share of the photograph's side.
+    blur : standard deviation, as a share of the photograph's side, at most 0.6.
+
+    Raises
+    ------
+    SkinbookError
+        If the batches are shuffled or augmented, `order` or `targets` do not fit the rows, or the blur is out of range.
     """
     from torchvision.transforms.functional import gaussian_blur
 
     batches.must_be_plain()
     network.eval().to(batches.device)
+    targets = _fitting(targets, network, batches)
+    if len(order) != len(batches.rows):
+        raise SkinbookError(f"{len(batches.rows)} photographs need as many maps; got {len(order)}.")
+    if not 0 < blur <= 0.6:  # beyond, a photograph is too small to be mirrored at its edges
+        raise SkinbookError(f"blur is {blur}; expected more than 0 and at most 0.6.")
     rows, start = [], 0
     with torch.inference_mode():
         for batch in batches.epoch():

@@ -174,6 +174,53 @@ def test_the_centred_map_has_the_same_values_and_falls_from_the_middle():
     assert (found[:, 3, 4:-1] >= found[:, 3, 5:]).all()
 
 
+@pytest.mark.parametrize(
+    "targets", [[0, 1, 2, 7, 0, 1, 2, 0, 1, 2], [0] * 9 + [-1], [0.5] * 10, [0] * 9, [0] * 11], ids=str
+)
+def test_targets_that_are_no_classes_of_the_network_are_refused(network, targets):
+    """The library took what was beyond for a good end, and gave the maps until then; -1 was the last class."""
+    order = np.zeros((10, SIDE, SIDE), np.float32)
+    with pytest.raises(SkinbookError, match="targets"):
+        explain.maps(network, photographs(), np.array(targets))
+    with pytest.raises(SkinbookError, match="targets"):
+        explain.erased(network, photographs(), order, np.array(targets))
+
+
+def test_an_index_error_of_the_network_is_no_good_end(network):
+    class Breaks(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.backbone, self.seen = network.backbone, 0
+
+        def forward(self, inputs):
+            self.seen += 1
+            return network(inputs) if self.seen < 3 else [][0]
+
+    with pytest.raises(IndexError):
+        explain.maps(Breaks(), photographs())
+    assert network.backbone._forward_hooks == {}
+
+
+def test_erasing_takes_as_many_maps_as_photographs_and_a_blur_that_fits(network):
+    order, targets = np.zeros((10, SIDE, SIDE), np.float32), np.zeros(10, int)
+    with pytest.raises(SkinbookError, match="10 photographs need as many maps; got 9"):
+        explain.erased(network, photographs(), order[:9], targets)
+    for blur in (0, 0.8):
+        with pytest.raises(SkinbookError, match="blur is"):
+            explain.erased(network, photographs(), order, targets, blur=blur)
+    assert explain.erased(network, photographs(), order, targets, steps=1, blur=0.6).shape == (10, 2)
+
+
+def test_places_as_far_from_the_middle_are_filled_in_reading_order_on_every_processor():
+    """The four corners of a square tie, and which of them came first was left to the processor's instructions."""
+    side = 12
+    found = explain.centred(np.arange(side * side, dtype=np.float32).reshape(1, side, side))[0]
+    away = np.abs(np.arange(side) - (side - 1) / 2)
+    distance = np.hypot(*np.meshgrid(away, away))
+    for ring in np.unique(distance):
+        assert (np.diff(found[distance == ring]) < 0).all()
+
+
 def test_displaced_maps_keep_their_values_and_repeat():
     maps = np.random.default_rng(0).random((5, 8, 8)).astype(np.float32)
     found = explain.displaced(maps, seed=1)
