@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from skinbook.augment import augmented
-from skinbook.card import BINARY, Answers, Kinds, Model, must_be_photographs, read, sealed_file, write
+from skinbook.card import BINARY, Answers, Kinds, Model, must_be_photographs, naming, read, sealed_file, write
 from skinbook.config import SkinbookError
 from skinbook.diagnoses import DEFAULT_DEFINITION
 from skinbook.evaluation import softmax
@@ -272,7 +272,8 @@ class Bundle(Model):
         backbone.weights = f"bundle: {card['sha256'][:12]}"
         kept = ("image", "temperature", "threshold", "definition", "split", "metrics", "about")
         rest = {key: card[key] for key in kept}
-        return cls(network.eval(), tuple(card["classes"]), **rest, novelty=novelty, seen=seen)
+        with naming(file):
+            return cls(network.eval(), tuple(card["classes"]), **rest, novelty=novelty, seen=seen)
 
 
 def _must_fit(name: str, stride: int | None, classes: int, weights: Mapping[str, torch.Tensor]) -> None:

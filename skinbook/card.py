@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -188,6 +189,15 @@ def read(file: Path, kinds: Kinds, number: int) -> dict[str, Any]:
             f"{file} was changed after it was saved. Fetch the bundle again, or change it in Python and save it there."
         )
     return card
+
+
+@contextmanager
+def naming(card: Path) -> Iterator[None]:
+    """A block whose SkinbookError, on what a card says, names the card and what to do."""
+    try:
+        yield
+    except SkinbookError as error:
+        raise SkinbookError(f"{card}: {error} Fetch the bundle again, or save it anew.") from None
 
 
 def sealed_file(folder: Path, name: str, sha256: str, card: Path) -> bytes:

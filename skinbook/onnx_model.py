@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from skinbook.card import Answers, Kinds, Model, must_be_photographs, plain, read, sealed_file, write
+from skinbook.card import Answers, Kinds, Model, must_be_photographs, naming, plain, read, sealed_file, write
 from skinbook.config import SkinbookError
 from skinbook.files import alone_in, replaced
 
@@ -167,7 +167,8 @@ class OnnxModel(Model):
         except Exception as error:  # the runtime's own kinds of errors
             reason = str(error).strip().split("\n")[0]
             raise SkinbookError(f"{folder / card['model']} is not a model that can be run ({reason}).") from None
-        model = cls(card, session)
+        with naming(folder / CARD):
+            model = cls(card, session)
         side, classes = model.image, len(model.classes)
         inputs = [(one.name, one.type, one.shape[1:]) for one in session.get_inputs()]
         outputs = [(one.name, one.shape[1:]) for one in session.get_outputs()]

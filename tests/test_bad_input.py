@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import itertools
 import json
 import os
 import subprocess
@@ -78,6 +79,26 @@ def refused(function, *arguments, names: str | Path = ""):
     assert "\n" not in said
     assert said.endswith(".")
     return None
+
+
+class Taken:
+    """How many of the drawn inputs were answered, and how many refused: a test of neither kind alone says little."""
+
+    def __init__(self, least: float):
+        self.least, self.answered, self.refused = least, 0, 0
+
+    def __call__(self, answered: bool) -> bool:
+        self.answered += answered
+        self.refused += not answered
+        return answered
+
+    def enough(self) -> None:
+        tried = self.answered + self.refused
+        assert self.answered >= self.least * tried > 0, f"{self.answered} of {tried} were answered"
+
+    def both(self) -> None:
+        self.enough()
+        assert self.refused, f"none of {self.answered} was refused"
 
 
 # Photographs ----------------------------------------------------------------------------------------------------------
@@ -397,9 +418,7 @@ def test_one_bad_file_among_several_does_not_stop_the_others(tmp_path, odd, monk
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(mixed)))
     assert models.call(monkeypatch, "predict", "-", "-b", "lab", "--json") == 1
     said = json.loads(capsys.readouterr().out)["photographs"]
-    assert [one["file"] for one in said] == [name for name in mixed if not name.endswith("folder.jpg")] or (
-        [one["file"] for one in said] == mixed
-    )
+    assert [one["file"] for one in said] == mixed
     status = {one["file"]: one for one in said}
     assert [status[name]["status"] for name in good] == ["answered"] * 2
     for name, sentence in odd.items():
@@ -622,12 +641,21 @@ def frames(draw):
 
 
 @drawn_at_random
-@drawn(25)
-@given(frames())
-def test_any_table_is_tidy_or_refused(table):
-    found = refused(tidy, table, "t.csv", names="t.csv")
-    if found is None:
-        return
+def test_any_table_is_tidy_or_refused():
+    taken = Taken(0.3)
+
+    @drawn(25)
+    @given(frames())
+    def all_of_them(table):
+        found = refused(tidy, table, "t.csv", names="t.csv")
+        if taken(found is not None):
+            is_tidy(found)
+
+    all_of_them()
+    taken.both()
+
+
+def is_tidy(found):
     assert tuple(found.columns) == COLUMNS
     assert found["image_id"].is_unique
     assert found["dx"].isin(list(DIAGNOSES)).all()
@@ -654,25 +682,63 @@ PART = st.sampled_from(["train", "Train", "TEST", "test", "val", "fold|1", "", "
 DX = st.sampled_from(["nv", "mel", "NV", "", "unknown", "wart|s", "unk", "MEL "])
 
 
-@drawn_at_random
-@drawn(30)
-@given(
-    st.lists(st.tuples(NAMES, PART), max_size=12),
-    st.lists(st.tuples(NAMES, st.sampled_from(["L0", "L1", ""]), DX), max_size=8),
-)
-def test_any_split_is_audited_or_refused(tmp_path_factory, rows, about):
-    folder = tmp_path_factory.getbasetemp()
-    split = write_csv(folder / "split.csv", ["image", "part"], list(rows))
-    table = write_csv(folder / "about.csv", ["image", "lesion_id", "dx"], list(about))
-    report = refused(audit_given.audit_given, [split], table, names=folder)
-    report = report or refused(audit_given.audit_given, [split], names="")
-    if report is None:
-        return
+@st.composite
+def splits_and_tables(draw):
+    """Rows of a split, and of a table about its photographs: sound but for some cells, or drawn without any care."""
+    names = draw(st.lists(NAMES, min_size=2, max_size=6, unique=True))
+    rows = [(name, draw(PART)) for name in names] + draw(st.lists(st.tuples(NAMES, PART), max_size=4))
+    if draw(st.booleans()):
+        return rows, draw(st.lists(st.tuples(NAMES, st.sampled_from(["L0", "L1", ""]), DX), max_size=8))
+    rows = [("I0", "train"), ("I3", "test"), *rows]
+    known = dict.fromkeys(audit_given._image_id(name.strip()).lower() for name, _ in rows)
+    known.pop("", None)
+    return rows, [
+        (name, draw(st.sampled_from(["L0", "L1", "L2"])), draw(st.sampled_from(["nv", "mel"]))) for name in known
+    ]
+
+
+def parts_by_hand(rows):
+    """The parts in which each photograph of a split stands, by its name in lower case."""
     parts: dict[str, set[str]] = {}
     for name, part in rows:
         known = audit_given.PART_OF.get(part.strip().lower(), part.strip().lower())
         if known not in audit_given.UNUSED:
             parts.setdefault(audit_given._image_id(name.strip()).lower(), set()).add(known)
+    return parts
+
+
+@drawn_at_random
+def test_any_split_is_audited_or_refused(tmp_path_factory):
+    folder = tmp_path_factory.getbasetemp()
+    with_table, without = Taken(0.2), Taken(0.3)
+
+    @drawn(40)
+    @given(splits_and_tables())
+    def all_of_them(drawn):
+        rows, about = drawn
+        split = write_csv(folder / "split.csv", ["image", "part"], list(rows))
+        table = write_csv(folder / "about.csv", ["image", "lesion_id", "dx"], list(about))
+        parts = parts_by_hand(rows)
+        report = refused(audit_given.audit_given, [split], table, names=folder)
+        if with_table(report is not None):
+            says_what_stands_on_both_sides(report, parts)
+            lesions: dict[str, set[str]] = {}
+            for name, lesion, _ in about:
+                lesions.setdefault(lesion, set()).update(parts.get(audit_given._image_id(name.strip()).lower(), ()))
+            both = [tuple(sorted(stands)) for stands in lesions.values() if len(stands) > 1]
+            told = {tuple(one["parts"]): one["lesions"] for one in report.lesions["across"]}
+            pairs = [pair for stands in both for pair in itertools.combinations(stands, 2)]
+            assert told == {pair: pairs.count(pair) for pair in pairs}
+        report = refused(audit_given.audit_given, [split], names="")
+        if without(report is not None):
+            says_what_stands_on_both_sides(report, parts)
+
+    all_of_them()
+    with_table.both()
+    without.enough()
+
+
+def says_what_stands_on_both_sides(report, parts):
     across = [name for name, stands in parts.items() if len(stands) > 1]
     assert sorted(one["image"].lower() for one in report.repeated["across"]) == sorted(across)
     assert report.leaks or not across
@@ -702,25 +768,40 @@ class Reader(card.Model):
         return card.Answers(np.full((len(pixels), 7), 1 / 7), None)
 
 
+@st.composite
+def labels(draw):
+    """Rows of a table of diagnoses: four photographs that are there, each once, or whatever comes."""
+    if draw(st.booleans()):
+        return draw(st.lists(st.tuples(NAMES, st.sampled_from(["L0", "L1", ""]), DX), max_size=8))
+    names = draw(st.lists(st.sampled_from(["I0", "I1", "I2", "I3"]), min_size=1, unique=True))
+    return [(name, draw(st.sampled_from(["L0", "L1"])), draw(DX)) for name in names]
+
+
 @drawn_at_random
-@drawn(20)
-@given(st.lists(st.tuples(NAMES, st.sampled_from(["L0", "L1", ""]), DX), max_size=8))
-def test_any_labels_are_judged_or_refused(tmp_path_factory, rows):
+def test_any_labels_are_judged_or_refused(tmp_path_factory):
     folder = tmp_path_factory.getbasetemp() / "labelled"
     folder.mkdir(exist_ok=True)
     for name in ("I0", "I1", "I2", "I3"):
         if not (folder / f"{name}.png").exists():
             photograph(name).save(folder / f"{name}.png")
-    table = write_csv(folder / "truth.csv", ["image", "lesion_id", "dx"], list(rows))
-    labelled = refused(evaluate_given.read_labelled, table, folder, names=table)
-    if labelled is None:
-        return
-    known = {audit_given._image_id(name.strip()) for name, _, dx in rows if dx.strip().lower() in HAM_CLASSES}
-    assert set(labelled.table["image_id"]) <= known
-    report = evaluate_given.evaluate(Reader(), labelled, progress=False)
-    assert report.photographs == len(labelled.table)
-    assert json.loads(json.dumps(report.told(), allow_nan=False))["photographs"] == report.photographs
-    assert str(report.photographs) in evaluate_given.shown(report)
+    taken = Taken(0.25)
+
+    @drawn(24)
+    @given(labels())
+    def all_of_them(rows):
+        table = write_csv(folder / "truth.csv", ["image", "lesion_id", "dx"], list(rows))
+        labelled = refused(evaluate_given.read_labelled, table, folder, names=table)
+        if not taken(labelled is not None):
+            return
+        known = {audit_given._image_id(name.strip()) for name, _, dx in rows if dx.strip().lower() in HAM_CLASSES}
+        assert set(labelled.table["image_id"]) <= known
+        report = evaluate_given.evaluate(Reader(), labelled, progress=False)
+        assert report.photographs == len(labelled.table)
+        assert json.loads(json.dumps(report.told(), allow_nan=False))["photographs"] == report.photographs
+        assert str(report.photographs) in evaluate_given.shown(report)
+
+    all_of_them()
+    taken.both()
 
 
 @st.composite
@@ -893,26 +974,43 @@ card_values = st.one_of(
 @pytest.mark.holds(
     "bad input", "a card of a bundle that says anything, sealed anew", "refused, or a model that answers in numbers"
 )
-@drawn(25)
-@given(st.data())
-def test_any_card_is_refused_or_answers(bundle, data):
+def test_any_card_is_refused_or_answers(bundle):
     file = bundle / "bundle.json"
     before = file.read_bytes()
-    try:
-        whole = {key: value for key, value in json.loads(before).items() if key != "seal"}
-        key = data.draw(st.sampled_from([key for key in whole if key not in ("metrics", "about", "split")]))
+    whole = {key: value for key, value in json.loads(before).items() if key != "seal"}
+    near = {  # what may stand there as well, or nearly so
+        "temperature": st.floats(0.2, 5),
+        "threshold": st.floats(0, 1),
+        "classes": st.permutations(whole["classes"]),
+        "about": st.text(max_size=20),
+    }
+    taken = Taken(0.2)
+
+    @drawn(30)
+    @given(st.data())
+    def all_of_them(data):
+        if data.draw(st.booleans()):
+            key = data.draw(st.sampled_from(sorted(near)))
+            value = data.draw(near[key])
+        else:
+            key = data.draw(st.sampled_from([key for key in whole if key not in ("metrics", "about", "split")]))
+            value = data.draw(card_values)
         try:
-            card.write(file, {**whole, key: data.draw(card_values)})
+            card.write(file, {**whole, key: value})
         except ValueError:  # an integer that Python does not write
             return
-        model = refused(predict_files.open_model, bundle)
-        if model is not None:
+        model = refused(predict_files.open_model, bundle, names=bundle)
+        if taken(model is not None):
             picture = bundle / "x.png"
             photograph("x").save(picture)
             (answer,) = predict_files.answers(model, [picture])
             picture.unlink()
             assert answer.fault or np.isfinite(answer.probabilities).all()
             assert answer.fault or answer.probabilities.sum() == pytest.approx(1)
+
+    try:
+        all_of_them()
+        taken.both()
     finally:
         file.write_bytes(before)
 

@@ -6,9 +6,11 @@ import json
 from functools import partial
 
 import models
+import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score
 
-from skinbook import bench, bench_parts, book, lab_backbone, lab_calibration
+from skinbook import bench, bench_parts, book, evaluation, lab_backbone, lab_calibration
 from skinbook.data import lab, pixels
 from skinbook.diagnoses import CLASSES
 
@@ -102,16 +104,25 @@ def test_what_the_bench_cannot_measure(option, value, sentence, monkeypatch, cap
     assert sentence in capsys.readouterr().err
 
 
-def test_the_labs_backbone_is_trained_on_structures(tmp_path, few):
+def test_the_labs_backbone_is_trained_on_structures(tmp_path, few, monkeypatch):
     import torch
     from safetensors.torch import safe_open
 
     from skinbook.networks import Backbone
 
     file, said = tmp_path / "backbone.safetensors", []
+    seen, area_of = [], evaluation.roc_auc
+    monkeypatch.setattr(evaluation, "roc_auc", lambda *given: seen.append(given) or area_of(*given))
     areas = lab_backbone.pretrain(file, lesions=40, epochs=1, log=said.append)
     assert list(areas) == list(lab_backbone.LABELS)
-    assert all(area != area or 0 <= area <= 1 for area in areas.values())
+    _, truth = lab_backbone.examples(list(range(36, 40)))  # a tenth of the lesions, which no training saw
+    for number, (area, (positive, scores, _)) in enumerate(zip(areas.values(), seen, strict=True)):
+        assert positive.tolist() == (truth[:, number] == 1).tolist()
+        both = 0 < positive.sum() < len(positive)
+        assert area == (
+            pytest.approx(roc_auc_score(positive, scores), abs=6e-4) if both else pytest.approx(np.nan, nan_ok=True)
+        )
+    assert sum(area == area for area in areas.values()) > 3
     assert len(said) == 1
     with safe_open(file, "pt") as held:
         about, kept = held.metadata(), {key: held.get_tensor(key) for key in held.keys()}  # noqa: SIM118 - not a dict

@@ -41,7 +41,7 @@ EPOCHS, SEEDS = 3, 3
 ENTRY = {"provenance": {"about": "x" * 9000}, "reports": {"AUC": {"value": 0.8, "seeds": {}}}, "claims": {}}
 # Kills its kernel where it is the number-th cell, the first time.
 CELL = """import os
-if {number} == {killed} and not os.path.exists("killed"):
+if {number} == {killed} and os.environ["SKINBOOK_SEED"] == "1" and not os.path.exists("killed"):
     open("killed", "w").close()
     os.kill(os.getpid(), 9)"""
 FACTS = f"""from IPython.display import display
@@ -534,7 +534,8 @@ def test_a_kill_after_the_unpacking_leaves_no_archive(tmp_path, server):
 def sweep() -> list[tuple[str, int]]:
     """Commands whose target is missing, is a file where a folder should be, or has a name that no system takes.
 
-    {file} is a file, {none} is nothing, {folder} an empty folder, {table} a table, {long} a name of 300 letters.
+    {file} is a file, {none} is nothing, {folder} an empty folder, {table} a table, {split} a split, {long} a name of 300
+    letters.
     """
     return [
         ("data status --root {none}", 2),
@@ -571,8 +572,8 @@ def sweep() -> list[tuple[str, int]]:
         ("audit {folder}", 2),
         ("audit {long}", 2),
         ("audit train={none} test={file}", 2),
-        ("audit {table} --table {none}", 2),
-        ("audit {folder} --images {none}", 2),
+        ("audit {split} --table {none}", 2),
+        ("audit {split} --images {none}", 2),
         ("bench --to {file}/x.json --parts training", 2),
         ("book pair 99", 2),
         ("book repository nowhere", 2),
@@ -603,6 +604,8 @@ def targets(tmp_path, monkeypatch):
     made["file"].touch()
     made["folder"].mkdir()
     made["long"] = tmp_path / ("a" * 300)
+    made["split"] = tmp_path / "split.csv"
+    made["split"].write_text("image,part\na,train\nb,test\n")
     made["table"] = lesions(tmp_path / "lesions", ("nv", "mel"), each=1, side=48)
     load = lab.load
 
@@ -639,9 +642,13 @@ def test_every_command_with_a_wrong_target(line, code, targets, monkeypatch, cap
             monkeypatch.setattr(runs, "book_data", lambda *parts: targets["folder"])
             monkeypatch.setattr(ledger, "book_data", lambda *parts: targets["folder"].joinpath(*parts[1:]))
     assert call(monkeypatch, *words) == code
-    said = capsys.readouterr().err.strip().splitlines()
+    out, err = capsys.readouterr()
+    said = err.strip().splitlines()
     assert is_one_sentence(said[-1]), said
     assert "Traceback" not in "".join(said)
+    wrong = {str(targets[name]) for name in ("file", "none", "folder", "long") if f"{{{name}}}" in line}
+    whole = out if line.startswith("predict {long}") else said[-1]  # whose last line counts the photographs
+    assert not wrong or any(Path(target).name[:60] in whole for target in wrong), said
 
 
 def test_the_sweep_knows_every_command():
@@ -716,10 +723,14 @@ def test_a_kernel_is_killed(tmp_path, monkeypatch, record_property):
         task.at(place)
         cells = [new_code_cell(CELL.format(number=number, killed=cell)) for number in (1, 2, 3)]
         (place / "chapters" / "07_x.ipynb").write_text(nbformat.writes(new_notebook(cells=cells)))
-        with pytest.raises(SkinbookError, match=f"seed 0: cell {cell} of 4 failed .the kernel died") as told:
-            runs.run(["07"], "lab", "quick", 1, home=place, tell=str)
+        with pytest.raises(SkinbookError, match=f"seed 1: cell {cell} of 4 failed .the kernel died") as told:
+            runs.run(["07"], "lab", "quick", 2, home=place, tell=str)
         assert is_one_sentence(str(told.value))
-        assert runs.run(["07"], "lab", "quick", 1, resume=True, home=place, tell=str)["07_x"]["reports"] == {}
+        lines: list[str] = []
+        assert runs.run(["07"], "lab", "quick", 2, resume=True, home=place, tell=lines.append)["07_x"]["reports"] == {}
+        assert [line for line in lines if line.endswith("already there")] == [
+            "07_x on lab-quick, seed 0: already there"
+        ]
     record_property("measured", f"{KILLS} kills")
 
 
@@ -752,6 +763,7 @@ network.register_forward_pre_hook(count)
 train, validation = (replace(of, device=device) for of in (test_training.TRAIN, test_training.VALIDATION))
 fit(network, train, validation, epochs=4, checkpoint=place / "run.safetensors", **test_training.QUIET)
 np.save(place / "weights.npy", test_training.weights_of(network).cpu().numpy())
+(place / "seen").write_text(str(seen))
 """
 BATCHES = 4 * (5 + 3)  # of the training above, those of validation among them
 
@@ -797,5 +809,7 @@ def test_a_kill_within_an_epoch(device, within, tmp_path, record_property):
         assert train(place, stop) == -9
         assert not (place / "weights.npy").exists()
         assert train(place, 0) == 0
+        # It begins with the epoch that was cut off, of eight batches with those of validation.
+        assert int((place / "seen").read_text()) == BATCHES - 8 * ((stop - 1) // 8)
         assert np.abs(np.load(place / "weights.npy") - whole).max() <= within
     record_property("measured", f"{len(stops)} kills, at batch {', '.join(map(str, stops))} of {BATCHES}")

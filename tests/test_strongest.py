@@ -303,7 +303,9 @@ def test_choices_go_into_the_ledger(lesions, tmp_path, monkeypatch):
     monkeypatch.setattr(ledger, "book_data", lambda *parts: tmp_path.joinpath(*parts))
     monkeypatch.setenv("SKINBOOK_CACHE", str(tmp_path / "cache"))
     trained = [made_up(lesions, name, 1, 1, seed) for name in ("one", "other") for seed in range(3)]
-    strongest.record(strongest.choose(trained, lesions, Plan((), ensemble=3)), lesions, "ham10000")
+    trained = [replace(one, about={**one.about, "precision": ("fp32", "bf16", "fp32")[one.seed]}) for one in trained]
+    chosen = strongest.choose(trained, lesions, Plan((), ensemble=3))
+    strongest.record(chosen, lesions, "ham10000")
     told = json.loads((tmp_path / "results" / "ham10000-full.json").read_text(encoding="utf-8"))["chapters"]
     assert set(told) == {SINGLE, ENSEMBLE}
     single, together = told[SINGLE], told[ENSEMBLE]
@@ -311,8 +313,14 @@ def test_choices_go_into_the_ledger(lesions, tmp_path, monkeypatch):
     assert len(single["reports"]["balanced accuracy"]["seeds"]) == 3
     assert "(seed " in together["provenance"]["model"]
     assert single["provenance"]["split"] == lesions.split.fingerprint
-    wanted = {SINGLE: {"fp32", "bf16"}, ENSEMBLE: {"fp32, bf16", "bf16, fp32", "fp32", "bf16"}}
-    assert all(told[name]["provenance"]["precision"] in among for name, among in wanted.items())
+    used = {
+        name: [", ".join(dict.fromkeys(m.about["precision"] for m in one.members)) for one in of_seed.values()]
+        for name, of_seed in chosen.items()
+    }
+    assert {name: told[name]["provenance"]["precision"] for name in told} == {
+        name: ledger.one_or_all(precisions) for name, precisions in used.items()
+    }
+    assert used[SINGLE] == ["fp32", "bf16", "fp32"]
 
 
 def test_a_bundle_of_it_says_the_same(lesions, kept, cache, tmp_path):
