@@ -491,7 +491,7 @@ def test_it_listens_on_this_machine_only(server, model):
 
 def test_without_gradio_it_says_how_to_get_it(model, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
-    with pytest.raises(SkinbookError, match=r"pip install 'skinbook\[app\]'"):
+    with pytest.raises(SkinbookError, match=r"pip install --upgrade gradio"):
         app.Server(model, port=0)
 
 
