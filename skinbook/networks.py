@@ -211,16 +211,20 @@ def _load(name: str, weights: str) -> tuple[nn.Module, str, tuple[float, ...], t
     if weights not in ("none", "pretrained", "lab"):
         raise SkinbookError(f"weights is {weights!r}; expected none, pretrained or lab.")
     file = book_data("lab_backbone.safetensors") if weights == "lab" else local_weights(name)
-    absent = weights == "pretrained" and file is None and not _hub_reachable(name)
-    if absent:
+    if weights == "pretrained" and file is None:
+        if _hub_reachable(name):
+            return _of_hub(_create(name, pretrained=True))
+        if fetched := _fetched_before(name):
+            return _of_hub(_from_file(name, fetched)[0])
         _tell_of_scratch(name)
-    if weights == "none" or absent:
+    if weights == "none" or file is None:
         return _create(name, pretrained=False), SCRATCH, IMAGENET_MEAN, IMAGENET_STD
-    if file is None:
-        model = _create(name, pretrained=True)
-        known = model.pretrained_cfg
-        return model, f"timm hub: {known['architecture']}.{known['tag']}", tuple(known["mean"]), tuple(known["std"])
     return _from_file(name, file)
+
+
+def _of_hub(model: Any) -> tuple[nn.Module, str, tuple[float, ...], tuple[float, ...]]:
+    known = model.pretrained_cfg
+    return model, f"timm hub: {known['architecture']}.{known['tag']}", tuple(known["mean"]), tuple(known["std"])
 
 
 @functools.cache  # once for each network
@@ -326,7 +330,7 @@ def _create(name: str, pretrained: bool) -> Any:
         reason = str(error).split("\n")[0].removesuffix(".")
         raise SkinbookError(
             f"timm's hub gave no weights of {name} ({reason}). Try again, set SKINBOOK_WEIGHTS to a folder that holds "
-            f"{name}.safetensors, or set HF_HUB_OFFLINE=1 to learn from scratch."
+            f"{name}.safetensors, or set HF_HUB_OFFLINE=1 to do without them."
         ) from error
 
 
@@ -348,6 +352,20 @@ def _on_hub(name: str) -> bool:
     except RuntimeError:  # nobody knows the network: `_create` says so
         return False
     return known is not None and bool(known.has_weights)
+
+
+def _fetched_before(name: str) -> Path | None:
+    """The weights that timm's hub gave for a network at an earlier time; None where the hub's cache has none, or pickles."""
+    if not _on_hub(name):
+        return None
+    import huggingface_hub
+    import timm
+
+    known = timm.models.get_pretrained_cfg(name)
+    if known is None or not known.hf_hub_id:
+        return None
+    file = huggingface_hub.try_to_load_from_cache(known.hf_hub_id, "model.safetensors")
+    return Path(file) if isinstance(file, str) else None
 
 
 def _hub_reachable(name: str) -> bool:

@@ -63,15 +63,19 @@ def class_distribution(table: pd.DataFrame, classes: Sequence[str], part: np.nda
 
 
 def curves(history: pd.DataFrame, best_epoch: int | None = None) -> Figure:
-    """Training and validation curves: loss on the left, accuracies on the right. `history` as `fit()` returns it."""
+    """Training and validation curves: loss on the left, accuracies on the right. `history` as `fit()` returns it, in
+    which training has no accuracy; where a loop has counted it too, as `train accuracy`, it is drawn beside.
+    """
     figure, (left, right) = plt.subplots(1, 2, figsize=(7.6, 3.2))
     for column in ("train loss", "validation loss"):
         if column in history:
             left.plot(history["epoch"], history[column], label=column.removesuffix(" loss"))
-    for column in ("validation accuracy", "validation balanced accuracy"):
+    both = "train accuracy" in history
+    for column in ("train accuracy", "validation accuracy", "validation balanced accuracy"):
         if column in history:
-            right.plot(history["epoch"], history[column], label=column.removeprefix("validation "))
-    for ax, title in ((left, "Loss"), (right, "Validation")):
+            label = column.removesuffix(" accuracy") if both else column.removeprefix("validation ")
+            right.plot(history["epoch"], history[column], label=label)
+    for ax, title in ((left, "Loss"), (right, "Accuracy" if both else "Validation")):
         ax.set(xlabel="epoch", title=title)
         if best_epoch:
             ax.axvline(best_epoch, color="0.6", linestyle=":", label="epoch kept")

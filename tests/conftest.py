@@ -50,6 +50,8 @@ def pytest_configure(config: pytest.Config) -> None:
         "maintainers' page. `record_property('measured', text)` adds what was measured.",
     )
     config.stash[_FOUND] = []
+    # Weights that a developer has fetched at some time must not stand in for those that a test says are absent.
+    os.environ["HF_HUB_CACHE"] = os.devnull
     # A shell without job control has what it starts in the background ignore Ctrl-C, which tests send to themselves.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

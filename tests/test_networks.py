@@ -142,6 +142,31 @@ def test_pretrained_without_network_and_file_is_from_scratch_and_says_so(capsys)
     assert "holds test_resnet.safetensors, or go online" in told
 
 
+def test_weights_that_a_hub_gave_before_are_found_without_a_network(tmp_path, monkeypatch, capsys):
+    from huggingface_hub import constants
+
+    networks._tell_of_scratch.cache_clear()
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    torch.manual_seed(1)
+    given = Backbone("test_resnet").model.state_dict()
+    repository = tmp_path / "models--timm--test_resnet.r160_in1k"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("a1")
+    (snapshot := repository / "snapshots" / "a1").mkdir(parents=True)
+    (snapshot / "pytorch_model.bin").write_bytes(b"a pickle")
+    assert Backbone("test_resnet", "pretrained").weights == SCRATCH
+    save_file(given | {"fc.weight": torch.zeros(10, 96)}, snapshot / "model.safetensors", {"format": "pt"})
+    capsys.readouterr()
+    found = Backbone("test_resnet", "pretrained")
+    assert (found.weights, capsys.readouterr().err) == ("timm hub: test_resnet.r160_in1k", "")
+    assert found.mean == (0.5, 0.5, 0.5), "timm's for these weights, and not ImageNet's"
+    assert all(torch.equal(value, given[key]) for key, value in found.model.state_dict().items())
+    assert Backbone("test_resnet", "none").weights == SCRATCH
+    (snapshot / "model.safetensors").write_bytes(b"cut off")
+    with pytest.raises(SkinbookError, match=r"model\.safetensors cannot be read .*Fetch it again"):
+        Backbone("test_resnet", "pretrained")
+
+
 @pytest.mark.parametrize("name", ["mobilenet_v2", "seresnet18"])
 def test_a_network_that_no_hub_holds_is_not_looked_for_there(name, monkeypatch, capsys):
     networks._tell_of_scratch.cache_clear()

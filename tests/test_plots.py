@@ -41,6 +41,19 @@ def test_curves_draw_what_the_history_has():
     assert [line.get_label() for line in right.lines] == ["epoch kept"]
 
 
+def test_curves_name_the_parts_where_training_has_an_accuracy_too():
+    losses = {"epoch": [1, 2], "train loss": [2.0, 1.0], "validation loss": [2.1, 1.5]}
+    history = pd.DataFrame(losses | {"validation accuracy": [0.5, 0.6], "validation balanced accuracy": [0.3, 0.4]})
+    right = plots.curves(history).axes[1]
+    labels = [line.get_label() for line in right.lines]
+    assert (right.get_title(loc="left"), labels) == ("Validation", ["accuracy", "balanced accuracy"])
+    history = pd.DataFrame(losses | {"train accuracy": [0.7, 0.9], "validation accuracy": [0.5, 0.6]})
+    right = plots.curves(history).axes[1]
+    labels = [line.get_label() for line in right.lines]
+    assert (right.get_title(loc="left"), labels) == ("Accuracy", ["train", "validation"])
+    assert [list(line.get_ydata()) for line in right.lines] == [[0.7, 0.9], [0.5, 0.6]]
+
+
 def test_the_confusion_matrix_shows_counts_in_the_right_cells():
     counts = pd.DataFrame([[5, 1], [0, 0]], index=["nv", "mel"], columns=["nv", "mel"])
     ax = plots.confusion_matrix(counts)
