@@ -63,7 +63,7 @@ def save(top, **arrays):
         ),
         ({"val_labels": np.full((7, 1), 7, np.uint8)}, r"val_labels has 7 in row 0; expected 0 to 6"),
         ({"val_labels": np.full((7, 1), -1)}, r"val_labels has -1 in row 0; expected 0 to 6"),
-        ({"val_labels": np.array([[None]] * 7, dtype=object)}, r"cannot be read|can be read|expected 7 whole numbers"),
+        ({"val_labels": np.array([[None]] * 7, dtype=object)}, r"val_labels.npy is not as long as its header says"),
     ],
 )
 def test_other_arrays_are_refused(tmp_path, arrays, sentence):

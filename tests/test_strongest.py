@@ -425,7 +425,10 @@ def test_an_outline_is_learned_kept_and_judged(tmp_path, monkeypatch):
             strongest_masks.run("ham10000", 1, recipe=recipe, folder=tmp_path / "broken")
     assert not list((tmp_path / "broken").iterdir())
     assert told["provenance"]["precision"] == "bf16"
-    for asked, taken in {"fp32": ("fp32",), "auto": ("fp32", "bf16")}.items():
+    measured = []
+    monkeypatch.setattr(strongest_masks, "faster_precision", lambda *_: measured.append(1) or "fp32")
+    for asked, times in (("fp32", 0), ("auto", 1)):
         monkeypatch.setenv("SKINBOOK_PRECISION", asked)
         (file,) = strongest_masks.run("ham10000", 1, recipe=replace(recipe, epochs=1), folder=tmp_path / "kept")
-        assert json.loads(file.read_text(encoding="utf-8"))["precision"] in taken
+        assert json.loads(file.read_text(encoding="utf-8"))["precision"] == "fp32"
+        assert len(measured) == times
