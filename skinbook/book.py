@@ -431,6 +431,7 @@ def check(home: Path = HOME) -> list[str]:
     """
     import nbformat
 
+    from skinbook import ledger
     from skinbook.nbval_plugin import Stored, Twin
 
     found = []
@@ -443,6 +444,13 @@ def check(home: Path = HOME) -> list[str]:
         held: Any = SimpleNamespace(parent=SimpleNamespace(path=notebook, nb=cells))
         twin = Twin.faults(held) if notebook.with_suffix(".md").is_file() else []
         found += [f"{notebook.name}: {fault}" for fault in [*twin, *Stored.faults(held)]]
+        for cell in cells.cells:
+            others = [other for other in cells.cells if other is not cell]
+            if "view" in cell.metadata.get("tags", ()) and ledger.code_hash(others) != ledger.code_hash(cells.cells):
+                found.append(
+                    f"{notebook.name}: A cell tagged `view` does more than show, or gives a name that another cell uses: "
+                    f"{cell.source.strip().splitlines()[0]}"
+                )
         counts = [cell.execution_count for cell in cells.cells if cell.cell_type == "code"]
         if None not in counts and counts != list(range(1, len(counts) + 1)):
             found.append(f"{notebook.name}: Cells were not executed in order: run `make refresh CHAPTERS={name[:2]}`.")

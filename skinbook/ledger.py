@@ -44,6 +44,11 @@ EXACT = 1e-9  # how near a result that has no tolerance must be
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pandas")
 LEAST_SEEDS = 3  # of fewer, the interval of one further seed is so wide that it checks nothing
 NOT_MEASURED = ("exercise", "ledger")  # tags of cells that leave a chapter's results as they are
+# A cell tagged `view` does so too, where it calls nothing but these: they look up what has been computed, or draw it.
+LOOKS = {"enumerate", "len", "range", "round", "sorted", "zip"}
+VIEWS = {"confusion", "items", "keys", "log", "mean", "per_class", "round", "value", "values"}  # methods
+VIEWS |= {"axhline", "axvline", "confusion_matrix", "get_major_locator", "intervals", "legend", "plot"}
+VIEWS |= {"set", "set_params", "set_title", "show", "subplots"}
 ABOUT_RESULTS = (
     "Written by `skinbook` with `--record`, never by hand. A value is the mean over the seeds; low and high are the means "
     "of the ends of the seeds' intervals. A claim's verdict comes from that averaged interval; it is undecided where "
@@ -140,15 +145,52 @@ def _cpu() -> str:
 
 
 def code_hash(cells: Iterable[Any], recipe: Mapping[str, Any] | None = None) -> str:
-    """Twelve digits that change with a chapter's code or recipe, and not with comments, formatting or exercises."""
+    """Twelve digits that change with a chapter's code or recipe, and not with comments, formatting, views or exercises."""
     from IPython.core.inputtransformer2 import TransformerManager
 
-    code = [
-        TransformerManager().transform_cell(cell["source"])
-        for cell in cells
-        if cell["cell_type"] == "code" and not set(cell["metadata"].get("tags", ())) & set(NOT_MEASURED)
-    ]
+    code, views = [], []
+    for cell in cells:
+        tags = set(cell["metadata"].get("tags", ()))
+        if cell["cell_type"] == "code" and not tags & set(NOT_MEASURED):
+            source = TransformerManager().transform_cell(cell["source"])
+            code.append(source)
+            if "view" in tags and only_views(source):
+                views.append(source)
+    # What a view gives a name to must be nobody else's: it would have a say in what is measured.
+    others = {name for source in code if source not in views for name in _names(source)}
+    code = [source for source in code if source not in views or others & set(_names(source, given=True))]
     return _hashed([*map(_normal_source, code), json.dumps(recipe or {}, sort_keys=True, default=str)])
+
+
+def only_views(source: str) -> bool:
+    """Whether a cell does no more than show what there is: it calls `LOOKS` and `VIEWS` alone, and changes no name but its own."""
+    changes = (
+        ast.AugAssign,
+        ast.Delete,
+        ast.Global,
+        ast.Import,
+        ast.ImportFrom,
+        ast.FunctionDef,
+        ast.ClassDef,
+        ast.Lambda,
+    )
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call):
+            called = node.func
+            looks = isinstance(called, ast.Name) and called.id in LOOKS
+            if not looks and not (isinstance(called, ast.Attribute) and called.attr in VIEWS):
+                return False
+        elif isinstance(node, changes) or (
+            isinstance(node, (ast.Attribute, ast.Subscript)) and not isinstance(node.ctx, ast.Load)
+        ):
+            return False
+    return True
+
+
+def _names(source: str, given: bool = False) -> list[str]:
+    """The names in a cell, or those that it gives to something."""
+    named = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)]
+    return [node.id for node in named if not given or not isinstance(node.ctx, ast.Load)]
 
 
 def package_hash(folder: Path | None = None) -> str:

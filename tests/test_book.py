@@ -313,6 +313,20 @@ def test_what_may_not_go_into_git(home, monkeypatch, capsys, count, output, text
     assert fault in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("source", "shows"), [("round(a)", True), ("a = 3", False), ("print(a)", False)])
+def test_a_cell_that_should_only_show_and_does_more_is_named(home, monkeypatch, source, shows):
+    monkeypatch.setattr(book, "generated", lambda home: {})
+    twin = home / "chapters" / "07_trial.md"
+    twin.write_text(twin.read_text(encoding="utf-8").replace("a + 1", f":tags: [view]\n\n{source}"), encoding="utf-8")
+    book.pair("07_trial", home=home)
+    notebook = nbformat.read(home / "chapters" / "07_trial.ipynb", as_version=4)
+    for count, one in enumerate((c for c in notebook.cells if c.cell_type == "code"), start=1):
+        one.execution_count = count
+    nbformat.write(notebook, home / "chapters" / "07_trial.ipynb")
+    named = [fault for fault in book.check(home) if "does more than show" in fault]
+    assert [source in fault for fault in named] == ([] if shows else [True])
+
+
 # Pairs and outputs
 
 

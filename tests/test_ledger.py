@@ -212,6 +212,40 @@ def test_code_is_hashed_without_comments_formatting_and_exercises():
     assert ledger.code_hash([cell("%pip install -q skinbook\nx = f(1, 'a')")]) != base
 
 
+def test_a_view_is_not_hashed_as_long_as_it_only_shows():
+    base = ledger.code_hash([cell("x = f(1)"), cell("ax = plots.curves(x)")])
+
+    def with_view(source):
+        return ledger.code_hash(
+            [cell("x = f(1)"), cell(source, tags=["view", "hide-cell"]), cell("ax = plots.curves(x)")]
+        )
+
+    for source in (
+        "x.per_class().round(2)",
+        "_, panels = plt.subplots(1, 2)\nfor k, line in enumerate(x.values()):\n    panels[k].plot(np.log(line))\nplt.show()",
+        "plots.confusion_matrix(x.confusion())",
+        "[len(one) for one in x if one.value('accuracy') > 0.5]",
+    ):
+        assert with_view(source) == base, source
+    for source in (
+        "report('accuracy', 1)",  # computes, or says a result
+        "fit(x)",
+        "x.update(a=1)",
+        "(lambda: x)()",
+        "show(x)",  # a function of the chapter's own
+        "ax = plots.intervals(x)",  # a name that another cell uses
+        "for x in range(3):\n    plt.show()",
+        "x[0] = 1",  # changes what others have made
+        "x.rate = 1",
+        "x += 1",
+        "del x",
+        "import f",
+        "def f():\n    return 2",
+        "%pip install -q skinbook",
+    ):
+        assert with_view(source) != base, source
+
+
 def test_the_package_is_hashed_without_comments_and_docstrings(tmp_path):
     file = tmp_path / "a.py"
     file.write_text('"""Says."""\n\n\ndef f(x):\n    """More."""\n    return x  # why\n', encoding="utf-8")
