@@ -234,6 +234,7 @@ def test_a_view_is_not_hashed_as_long_as_it_only_shows():
         "(lambda: x)()",
         "show(x)",  # a function of the chapter's own
         "ax = plots.intervals(x)",  # a name that another cell uses
+        "f = 1",  # one that another cell only reads
         "for x in range(3):\n    plt.show()",
         "x[0] = 1",  # changes what others have made
         "x.rate = 1",
